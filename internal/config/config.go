@@ -1,0 +1,210 @@
+// Package config is the configuration of the isthmus command line: one file for accounts, region and names, the guide's
+// variables (those of its env-config.sh) on top, and flags on top of those.
+package config
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+
+	"sigs.k8s.io/yaml"
+)
+
+// FileName is the configuration file looked for in the working directory when none is named.
+const FileName = "isthmus.yaml"
+
+// APIVersion and Kind head the file.
+const (
+	APIVersion = "isthmus.dev/v1alpha1"
+	Kind       = "Config"
+)
+
+// Config is everything the command line needs to know about an installation.
+type Config struct {
+	APIVersion string `json:"apiVersion"`
+	Kind       string `json:"kind"`
+
+	// ClusterName is the guide's CLUSTER_NAME: the EKS cluster, and the middle of each ECS cluster's name.
+	ClusterName string `json:"clusterName"`
+	// Account is the 12-digit id of the AWS account (LOCAL_ACCOUNT); empty means "ask AWS".
+	Account string `json:"account,omitempty"`
+	// Profile is the AWS profile (LOCAL_ACCOUNT_PROFILE).
+	Profile string `json:"profile,omitempty"`
+	// Region is the AWS region (AWS_REGION).
+	Region string `json:"region"`
+	// OwnerName tags what is made (OWNER_NAME).
+	OwnerName string `json:"ownerName,omitempty"`
+	// Clusters is the number of ECS clusters.
+	Clusters int `json:"clusters"`
+	// Domain ends the host name of each ECS service.
+	Domain string `json:"domain"`
+	// Network is the mesh network of the tasks; it must be istiod's own.
+	Network string `json:"network"`
+	// ServiceAccount is the service account of the ECS services in each namespace.
+	ServiceAccount string `json:"serviceAccount"`
+	// TaskRole is the path and name of the role of the ECS tasks.
+	TaskRole string `json:"taskRole"`
+	// DiscoveryRole is the name of the role that discovery assumes.
+	DiscoveryRole string `json:"discoveryRole"`
+	// ControllerRole is the name of the role of the controller's pod (EKS Pod Identity).
+	ControllerRole string `json:"controllerRole,omitempty"`
+	// Gateway is the east-west gateway, as namespace/name.
+	Gateway string `json:"gateway"`
+	// ProxyImage is the image of ztunnel in ECS tasks.
+	ProxyImage string `json:"proxyImage"`
+}
+
+// Default returns the configuration of the guide.
+func Default() Config {
+	return Config{
+		APIVersion: APIVersion, Kind: Kind,
+		ClusterName: "demo", Region: "us-east-2", Clusters: 2, Domain: "ecs.local", Network: "eks",
+		ServiceAccount: "ecs-demo-sa-local", TaskRole: "/ecs/ambient/eks-ecs-task-role", DiscoveryRole: "istiod-local",
+		Gateway: "istio-system/eastwest", ProxyImage: "isthmus/ztunnel:dev",
+	}
+}
+
+// ECSClusters returns the names of the ECS clusters: ecs-<ClusterName>-1 and so on.
+func (c Config) ECSClusters() []string {
+	out := make([]string, c.Clusters)
+	for i := range out {
+		out[i] = fmt.Sprintf("ecs-%s-%d", c.ClusterName, i+1)
+	}
+	return out
+}
+
+// ControllerRoleName is ControllerRole, or the guide's istiod-eks-ecs-<ClusterName>.
+func (c Config) ControllerRoleName() string {
+	if c.ControllerRole != "" {
+		return c.ControllerRole
+	}
+	return "istiod-eks-ecs-" + c.ClusterName
+}
+
+// TaskRoleName is the last element of TaskRole.
+func (c Config) TaskRoleName() string { return c.TaskRole[strings.LastIndex(c.TaskRole, "/")+1:] }
+
+// TaskRolePath is TaskRole up to and with its last slash.
+func (c Config) TaskRolePath() string {
+	if i := strings.LastIndex(c.TaskRole, "/"); i >= 0 {
+		return c.TaskRole[:i+1]
+	}
+	return "/"
+}
+
+// Load reads the file at path over the defaults, then lays the guide's variables of environ over it. An empty path means
+// FileName in dir, which may be missing. Unknown fields are an error.
+func Load(dir, path string, environ []string) (Config, error) {
+	c := Default()
+	named := path != ""
+	if !named {
+		path = filepath.Join(dir, FileName)
+	}
+	b, err := os.ReadFile(path)
+	switch {
+	case err == nil:
+		if err := yaml.UnmarshalStrict(b, &c); err != nil {
+			return Config{}, fmt.Errorf("read %s: %w", path, err)
+		}
+	case named || !errors.Is(err, os.ErrNotExist):
+		return Config{}, fmt.Errorf("read configuration: %w", err)
+	}
+	if err := c.overlay(environ); err != nil {
+		return Config{}, err
+	}
+	return c, c.Validate()
+}
+
+// overlay sets what the environment says. The names are those of the guide's env-config.sh.
+func (c *Config) overlay(environ []string) error {
+	text := map[string]*string{
+		"CLUSTER_NAME": &c.ClusterName, "LOCAL_ACCOUNT": &c.Account, "LOCAL_ACCOUNT_PROFILE": &c.Profile, "AWS_REGION": &c.Region,
+		"OWNER_NAME": &c.OwnerName, "ISTHMUS_DOMAIN": &c.Domain, "ISTHMUS_NETWORK": &c.Network, "ISTHMUS_SERVICE_ACCOUNT": &c.ServiceAccount,
+		"ISTHMUS_TASK_ROLE": &c.TaskRole, "ISTHMUS_DISCOVERY_ROLE": &c.DiscoveryRole, "ISTHMUS_CONTROLLER_ROLE": &c.ControllerRole,
+		"ISTHMUS_GATEWAY": &c.Gateway, "ISTHMUS_PROXY_IMAGE": &c.ProxyImage,
+	}
+	for _, kv := range environ {
+		k, v, _ := strings.Cut(kv, "=")
+		if v == "" {
+			continue
+		}
+		if field, ok := text[k]; ok {
+			*field = v
+		}
+		if k == "ISTHMUS_CLUSTERS" {
+			n, err := strconv.Atoi(v)
+			if err != nil {
+				return fmt.Errorf("ISTHMUS_CLUSTERS=%q is not a number", v)
+			}
+			c.Clusters = n
+		}
+	}
+	return nil
+}
+
+var (
+	nameRE    = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9-]{0,99}$`)
+	accountRE = regexp.MustCompile(`^[0-9]{12}$`)
+	regionRE  = regexp.MustCompile(`^[a-z]{2}(-[a-z]+)+-[0-9]$`)
+	domainRE  = regexp.MustCompile(`^([a-z0-9]([a-z0-9-]*[a-z0-9])?\.)*[a-z0-9]([a-z0-9-]*[a-z0-9])?$`)
+	roleRE    = regexp.MustCompile(`^/?([\w+=,.@-]+/)*[\w+=,.@-]{1,64}$`)
+)
+
+// maxClusters bounds Clusters; AWS's default quota is far above it.
+const maxClusters = 100
+
+// Validate returns every problem of the configuration at once.
+func (c Config) Validate() error {
+	var errs []error
+	bad := func(field, value, want string) {
+		errs = append(errs, fmt.Errorf("%s %q: want %s", field, value, want))
+	}
+	if c.APIVersion != APIVersion || c.Kind != Kind {
+		bad("apiVersion and kind", c.APIVersion+" "+c.Kind, APIVersion+" "+Kind)
+	}
+	if !nameRE.MatchString(c.ClusterName) {
+		bad("clusterName", c.ClusterName, "letters, digits and hyphens, at most 100")
+	}
+	if c.Account != "" && !accountRE.MatchString(c.Account) {
+		bad("account", c.Account, "12 digits")
+	}
+	if !regionRE.MatchString(c.Region) {
+		bad("region", c.Region, "an AWS region such as us-east-2")
+	}
+	if !domainRE.MatchString(c.Domain) {
+		bad("domain", c.Domain, "a DNS name such as ecs.local")
+	}
+	if c.Clusters < 1 || c.Clusters > maxClusters {
+		bad("clusters", strconv.Itoa(c.Clusters), fmt.Sprintf("1 to %d", maxClusters))
+	}
+	if !roleRE.MatchString(c.TaskRole) {
+		bad("taskRole", c.TaskRole, "a role name with an optional path")
+	}
+	if !roleRE.MatchString(c.DiscoveryRole) {
+		bad("discoveryRole", c.DiscoveryRole, "a role name")
+	}
+	if ns, name, ok := strings.Cut(c.Gateway, "/"); !ok || ns == "" || name == "" || strings.Contains(name, "/") {
+		bad("gateway", c.Gateway, "namespace/name")
+	}
+	if !domainRE.MatchString(c.ServiceAccount) {
+		bad("serviceAccount", c.ServiceAccount, "a Kubernetes name")
+	}
+	return errors.Join(errs...)
+}
+
+// Marshal returns c as the text of a configuration file.
+func (c Config) Marshal() ([]byte, error) {
+	b, err := yaml.Marshal(c)
+	if err != nil {
+		return nil, err
+	}
+	var out bytes.Buffer
+	out.WriteString("# Configuration of the isthmus command line. The variables of the guide's env-config.sh, where set, win over it.\n")
+	out.Write(b)
+	return out.Bytes(), nil
+}

@@ -1,0 +1,177 @@
+package enrol
+
+import (
+	"encoding/json"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/isthmus-mesh/isthmus/internal/diag"
+)
+
+const echo = `{
+  "family": "echo-service-definition", "networkMode": "awsvpc", "requiresCompatibilities": ["FARGATE"], "cpu": "256", "memory": "512",
+  "taskRoleArn": "arn:aws:iam::123456789012:role/ecs/ambient/eks-ecs-task-role", "revision": 3, "status": "ACTIVE", "futureMember": {"kept": true},
+  "containerDefinitions": [{
+    "name": "echo-service", "image": "ealen/echo-server", "essential": true, "futureContainerMember": 7,
+    "portMappings": [{"containerPort": 8080, "protocol": "tcp"}],
+    "logConfiguration": {"logDriver": "awslogs", "options": {"awslogs-group": "/ecs/ecs-demo", "awslogs-region": "us-east-2", "awslogs-stream-prefix": "echo"}}
+  }]
+}`
+
+func definition(t *testing.T, text string) Definition {
+	t.Helper()
+	var m map[string]any
+	if err := json.Unmarshal([]byte(text), &m); err != nil {
+		t.Fatal(err)
+	}
+	return Definition{Task: m, Tags: map[string]string{"environment": "ecs-demo"}}
+}
+
+func options() Options {
+	return Options{Image: "isthmus/ztunnel:dev", Gateway: "10.0.200.1", RootPEM: "PEM", Namespace: "ecs-demo-1", ServiceAccount: "sa", Network: "eks"}
+}
+
+func enrolled(t *testing.T, d Definition, o Options) Definition {
+	t.Helper()
+	out, err := Enrol(d, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+func TestEnrolKeepsUnknownMembersAndTags(t *testing.T) {
+	in := definition(t, echo)
+	before, err := clone(in.Task)
+	if err != nil {
+		t.Fatal(err)
+	}
+	out := enrolled(t, in, options())
+	if diff := cmp.Diff(before, in.Task); diff != "" {
+		t.Errorf("Enrol changed its argument:\n%s", diff)
+	}
+	if got := out.Task["futureMember"]; !cmp.Equal(got, map[string]any{"kept": true}) {
+		t.Errorf("futureMember = %v, want kept", got)
+	}
+	app := out.Task["containerDefinitions"].([]any)[0].(map[string]any)
+	if app["futureContainerMember"] != 7.0 {
+		t.Errorf("futureContainerMember = %v, want 7", app["futureContainerMember"])
+	}
+	if diff := cmp.Diff([]any{map[string]any{"containerName": "ztunnel", "condition": "HEALTHY"}}, app["dependsOn"]); diff != "" {
+		t.Errorf("dependsOn (-want +got):\n%s", diff)
+	}
+	if diff := cmp.Diff(map[string]string{"environment": "ecs-demo", TagServiceAccount: "sa", TagNamespace: "ecs-demo-1"}, out.Tags); diff != "" {
+		t.Errorf("tags (-want +got):\n%s", diff)
+	}
+	for _, k := range []string{"revision", "status"} {
+		if _, ok := out.Task[k]; ok {
+			t.Errorf("member %q is refused on registering and was kept", k)
+		}
+	}
+	proxy := out.Task["containerDefinitions"].([]any)[1].(map[string]any)
+	if got := proxy["logConfiguration"].(map[string]any)["options"].(map[string]any)["awslogs-stream-prefix"]; got != "ztunnel" {
+		t.Errorf("log stream prefix = %v, want ztunnel", got)
+	}
+}
+
+func TestEnrolIsIdempotentAndRendersAnew(t *testing.T) {
+	once := enrolled(t, definition(t, echo), options())
+	if twice := enrolled(t, once, options()); !Equal(once, twice) {
+		t.Errorf("enrolling twice differs:\n%s", strings.Join(Diff(once, twice), "\n"))
+	}
+	other := options()
+	other.Namespace = "ecs-demo-2"
+	moved := enrolled(t, once, other)
+	if moved.Tags[TagNamespace] != "ecs-demo-2" || Equal(once, moved) {
+		t.Errorf("enrolling for another namespace kept the old one: %v", moved.Tags)
+	}
+	if n := len(moved.Task["containerDefinitions"].([]any)); n != 2 {
+		t.Errorf("%d containers after enrolling twice, want 2", n)
+	}
+}
+
+func TestRemoveUndoesEnrol(t *testing.T) {
+	in := definition(t, echo)
+	o := options()
+	o.Capture = CapturePlatform
+	out, err := Remove(enrolled(t, in, o))
+	if err != nil {
+		t.Fatal(err)
+	}
+	delete(out.Tags, TagServiceAccount) // says who the task is, with or without the proxy
+	if !Equal(in, out) {
+		t.Errorf("Remove(Enrol(d)) differs from d:\n%s", strings.Join(Diff(in, out), "\n"))
+	}
+	if Enrolled(out) || !Enrolled(enrolled(t, in, o)) {
+		t.Error("Enrolled does not tell an enrolled definition")
+	}
+}
+
+func TestEnrolRefuses(t *testing.T) {
+	app := func(d Definition) map[string]any { return d.Task["containerDefinitions"].([]any)[0].(map[string]any) }
+	for _, c := range []struct {
+		name   string
+		change func(*Definition, *Options)
+		want   diag.Code
+	}{
+		{"bridge mode", func(d *Definition, _ *Options) { d.Task["networkMode"] = "bridge" }, diag.NetworkModeRefused},
+		{"no task role", func(d *Definition, _ *Options) { delete(d.Task, "taskRoleArn") }, diag.NoTaskRole},
+		{"port of the proxy", func(d *Definition, _ *Options) {
+			app(*d)["portMappings"] = []any{map[string]any{"containerPort": 15008.0}}
+		}, diag.PortConflict},
+		{"no ports", func(d *Definition, _ *Options) { delete(app(*d), "portMappings") }, diag.NoPortMappings},
+		{"foreign ztunnel", func(d *Definition, _ *Options) { app(*d)["name"] = "ztunnel" }, diag.ForeignProxy},
+		{"ten containers", func(d *Definition, _ *Options) {
+			var all []any
+			for i := range 10 {
+				all = append(all, map[string]any{"name": string(rune('a' + i)), "portMappings": []any{map[string]any{"containerPort": 80.0}}})
+			}
+			d.Task["containerDefinitions"] = all
+		}, diag.TooManyContainers},
+		{"too large", func(_ *Definition, o *Options) { o.RootPEM = strings.Repeat("x", 64<<10) }, diag.TaskDefinitionTooBig},
+		{"no containers", func(d *Definition, _ *Options) { delete(d.Task, "containerDefinitions") }, diag.TaskDefinitionBroken},
+		{"no image", func(_ *Definition, o *Options) { o.Image = "" }, diag.ProxySettingMissing},
+		{"bad capture", func(_ *Definition, o *Options) { o.Capture = "magic" }, diag.ProxySettingMissing},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			d, o := definition(t, echo), options()
+			c.change(&d, &o)
+			if _, err := Enrol(d, o); diag.CodeOf(err) != c.want {
+				t.Errorf("Enrol = %v, want code %s", err, c.want)
+			}
+		})
+	}
+}
+
+func TestEnrolLeavesLogRouterAlone(t *testing.T) {
+	d := definition(t, echo)
+	all := d.Task["containerDefinitions"].([]any)
+	d.Task["containerDefinitions"] = append(all, map[string]any{"name": "log_router", "firelensConfiguration": map[string]any{"type": "fluentbit"}})
+	out := enrolled(t, d, options())
+	router := out.Task["containerDefinitions"].([]any)[1].(map[string]any)
+	if router["dependsOn"] != nil {
+		t.Errorf("log router depends on %v, want nothing", router["dependsOn"])
+	}
+}
+
+func FuzzEnrol(f *testing.F) {
+	f.Add([]byte(echo))
+	f.Add([]byte(`{"containerDefinitions":[{"name":1}]}`))
+	f.Add([]byte(`{"networkMode":"awsvpc","taskRoleArn":"x","containerDefinitions":[{"name":"a","dependsOn":3,"portMappings":[null]}]}`))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		var m map[string]any
+		if json.Unmarshal(b, &m) != nil {
+			return
+		}
+		once, err := Enrol(Definition{Task: m}, options())
+		if err != nil {
+			return
+		}
+		twice, err := Enrol(once, options())
+		if err != nil || !Equal(once, twice) {
+			t.Errorf("enrolling again: %v, differs: %v", err, Diff(once, twice))
+		}
+	})
+}
