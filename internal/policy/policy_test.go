@@ -1,0 +1,217 @@
+package policy_test
+
+import (
+	"math/rand/v2"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/isthmus-mesh/isthmus/internal/mesh"
+	"github.com/isthmus-mesh/isthmus/internal/policy"
+)
+
+func exact(values ...string) (ms []mesh.StringMatch) {
+	for _, v := range values {
+		ms = append(ms, mesh.StringMatch{Kind: mesh.MatchExact, Value: v})
+	}
+	return ms
+}
+
+func prefixes(values ...string) (ps []netip.Prefix) {
+	for _, v := range values {
+		ps = append(ps, netip.MustParsePrefix(v))
+	}
+	return ps
+}
+
+func allow(name string, rules ...mesh.Rule) *mesh.Policy {
+	return &mesh.Policy{Key: mesh.PolicyKey{Namespace: "ns", Name: name}, Scope: mesh.ScopeNamespace, Rules: rules}
+}
+
+func deny(name string, rules ...mesh.Rule) *mesh.Policy {
+	p := allow(name, rules...)
+	p.Action = mesh.Deny
+	return p
+}
+
+func dryRun(p *mesh.Policy) *mesh.Policy {
+	p.DryRun = true
+	return p
+}
+
+// rule makes a rule of one clause per match.
+func rule(ms ...mesh.Match) mesh.Rule {
+	r := mesh.Rule{}
+	for _, m := range ms {
+		r = append(r, mesh.Clause{m})
+	}
+	return r
+}
+
+func key(name string) mesh.PolicyKey { return mesh.PolicyKey{Namespace: "ns", Name: name} }
+
+var client = policy.Connection{
+	Source:          mesh.Identity{TrustDomain: "cluster.local", Namespace: "default", ServiceAccount: "eks-shell"},
+	SourceAddr:      netip.MustParseAddrPort("10.0.64.7:40000"),
+	DestinationAddr: netip.MustParseAddrPort("10.0.128.9:8080"),
+}
+
+func plaintext() policy.Connection {
+	c := client
+	c.Source = mesh.Identity{}
+	return c
+}
+
+func TestEvaluate(t *testing.T) {
+	presence := []mesh.StringMatch{{Kind: mesh.MatchPresence}}
+	strict := deny("istio_converted_static_strict", rule(mesh.Match{NotPrincipals: presence}))
+	fromDefault := mesh.Match{Namespaces: exact("default")}
+	tests := []struct {
+		name string
+		ps   []*mesh.Policy
+		c    policy.Connection
+		want policy.Decision
+	}{
+		{"no policy", nil, client, policy.Decision{Allowed: true, Rule: policy.NoRule}},
+		{"deny-all is an allow policy without rules", []*mesh.Policy{allow("deny-all")}, client,
+			policy.Decision{Rule: policy.NoRule, Reason: "allow policies exist, but none allowed"}},
+		{"allow-all is a rule without clauses", []*mesh.Policy{allow("all", mesh.Rule{})}, client,
+			policy.Decision{Allowed: true, Policy: key("all"), Rule: 0}},
+		{"a deny policy without rules has no effect", []*mesh.Policy{deny("nothing")}, client,
+			policy.Decision{Allowed: true, Rule: policy.NoRule}},
+		{"a clause without matches holds", []*mesh.Policy{allow("c", mesh.Rule{mesh.Clause{}})}, client,
+			policy.Decision{Allowed: true, Policy: key("c"), Rule: 0}},
+		{"a match without fields does not", []*mesh.Policy{allow("m", rule(mesh.Match{}))}, client,
+			policy.Decision{Rule: policy.NoRule, Reason: "allow policies exist, but none allowed"}},
+		{"namespace and port", []*mesh.Policy{allow("deny-all"), allow("allow-eks", rule(fromDefault, mesh.Match{DestinationPorts: []uint16{8080}}))}, client,
+			policy.Decision{Allowed: true, Policy: key("allow-eks"), Rule: 0}},
+		{"the other port", []*mesh.Policy{allow("allow-eks", rule(fromDefault, mesh.Match{DestinationPorts: []uint16{80}}))}, client,
+			policy.Decision{Rule: policy.NoRule, Reason: "allow policies exist, but none allowed"}},
+		{"deny beats allow and names itself", []*mesh.Policy{allow("all", mesh.Rule{}), deny("d", rule(mesh.Match{Namespaces: exact("other")}), rule(fromDefault))}, client,
+			policy.Decision{Policy: key("d"), Rule: 1, Reason: "explicitly denied by: ns/d"}},
+		{"strict refuses plaintext", []*mesh.Policy{strict}, plaintext(),
+			policy.Decision{Policy: strict.Key, Rule: 0, Reason: "explicitly denied by: ns/istio_converted_static_strict"}},
+		{"strict lets mTLS pass", []*mesh.Policy{strict}, client, policy.Decision{Allowed: true, Rule: policy.NoRule}},
+		{"plaintext has the empty namespace", []*mesh.Policy{allow("n", rule(mesh.Match{NotNamespaces: exact("default")}))}, plaintext(),
+			policy.Decision{Allowed: true, Policy: key("n"), Rule: 0}},
+		{"plaintext is no principal of any name", []*mesh.Policy{allow("p", rule(mesh.Match{Principals: []mesh.StringMatch{{Kind: mesh.MatchPrefix}}}))}, plaintext(),
+			policy.Decision{Rule: policy.NoRule, Reason: "allow policies exist, but none allowed"}},
+		{"plaintext is no service account", []*mesh.Policy{allow("s", rule(mesh.Match{ServiceAccounts: []mesh.ServiceAccountMatch{{}}}))}, plaintext(),
+			policy.Decision{Rule: policy.NoRule, Reason: "allow policies exist, but none allowed"}},
+		{"a principal has no scheme", []*mesh.Policy{allow("p", rule(mesh.Match{Principals: exact("spiffe://cluster.local/ns/default/sa/eks-shell", "cluster.local/ns/default/sa/eks-shell")}))}, client,
+			policy.Decision{Allowed: true, Policy: key("p"), Rule: 0}},
+		{"dry runs only report", []*mesh.Policy{dryRun(deny("d", mesh.Rule{})), dryRun(allow("a"))}, client,
+			policy.Decision{Allowed: true, Rule: policy.NoRule, DryRun: []policy.DryRunResult{
+				{Policy: key("d"), Action: mesh.Deny, Matched: true, Rule: 0},
+				{Policy: key("a"), Action: mesh.Allow, Rule: policy.NoRule},
+			}}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			if diff := cmp.Diff(tt.want, policy.Evaluate(tt.ps, tt.c)); diff != "" {
+				t.Errorf("Evaluate (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestEvaluateAddresses(t *testing.T) {
+	mapped := client
+	mapped.SourceAddr = netip.MustParseAddrPort("[::ffff:10.0.64.7]:1")
+	mapped.DestinationAddr = netip.MustParseAddrPort("[::ffff:10.0.128.9]:8080")
+	tests := []struct {
+		name string
+		m    mesh.Match
+		want bool
+	}{
+		{"source in", mesh.Match{SourceIPs: prefixes("10.0.64.0/18")}, true},
+		{"source out", mesh.Match{SourceIPs: prefixes("10.0.128.0/20")}, false},
+		{"one of two", mesh.Match{SourceIPs: prefixes("10.0.128.0/20", "10.0.64.7/32")}, true},
+		{"not source", mesh.Match{NotSourceIPs: prefixes("10.0.64.0/18")}, false},
+		{"destination in", mesh.Match{DestinationIPs: prefixes("10.0.128.9/32")}, true},
+		{"not destination", mesh.Match{NotDestinationIPs: prefixes("10.0.0.0/8")}, false},
+		{"IPv6 does not hold IPv4", mesh.Match{SourceIPs: prefixes("::/0")}, false},
+		{"port in", mesh.Match{DestinationPorts: []uint16{80, 8080}}, true},
+		{"not port", mesh.Match{NotDestinationPorts: []uint16{8080}}, false},
+		{"all fields of a match must hold", mesh.Match{Namespaces: exact("default"), DestinationPorts: []uint16{80}}, false},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			for _, c := range []policy.Connection{client, mapped} {
+				if got := policy.Evaluate([]*mesh.Policy{allow("p", rule(tt.m))}, c).Allowed; got != tt.want {
+					t.Errorf("Evaluate(%+v) from %v allowed = %v, want %v", tt.m, c.SourceAddr, got, tt.want)
+				}
+			}
+		})
+	}
+}
+
+func TestEvaluateLongPrincipal(t *testing.T) {
+	c := client
+	c.Source.ServiceAccount = strings.Repeat("x", 1000)
+	p := allow("p", rule(mesh.Match{Principals: exact(strings.TrimPrefix(c.Source.String(), "spiffe://"))}))
+	if d := policy.Evaluate([]*mesh.Policy{p}, c); !d.Allowed {
+		t.Errorf("Evaluate = %+v, want allowed", d)
+	}
+}
+
+// compare fails the test if Evaluate and the reference disagree on what was generated from the seed.
+func compare(t *testing.T, seed1, seed2 uint64) {
+	t.Helper()
+	g := generator{rand.New(rand.NewPCG(seed1, seed2))}
+	ps, c := g.policies(), g.connection()
+	d := policy.Evaluate(ps, c)
+	allowed, by := reference(ps, c)
+	got := ""
+	if d.Policy != (mesh.PolicyKey{}) {
+		got = d.Policy.String()
+	}
+	if d.Allowed != allowed || got != by {
+		t.Errorf("seed %d,%d: Evaluate = %v by %q, want %v by %q\npolicies %+v\nconnection %+v", seed1, seed2, d.Allowed, got, allowed, by, ps, c)
+	}
+	if d.Allowed != (d.Reason == "") {
+		t.Errorf("seed %d,%d: allowed %v with reason %q", seed1, seed2, d.Allowed, d.Reason)
+	}
+}
+
+func TestEvaluateAgainstReference(t *testing.T) {
+	for i := range uint64(50_000) {
+		if compare(t, i, 1); t.Failed() {
+			return
+		}
+	}
+}
+
+func FuzzEvaluate(f *testing.F) {
+	f.Add(uint64(1), uint64(2))
+	f.Add(uint64(0), uint64(0))
+	f.Fuzz(func(t *testing.T, a, b uint64) { compare(t, a, b) })
+}
+
+func TestEvaluateDoesNotAllocate(t *testing.T) {
+	ps := []*mesh.Policy{
+		deny("d", rule(mesh.Match{NotPrincipals: []mesh.StringMatch{{Kind: mesh.MatchPresence}}})),
+		allow("a", rule(mesh.Match{Principals: exact("x"), SourceIPs: prefixes("10.0.0.0/8")}), rule(mesh.Match{Namespaces: exact("default")})),
+	}
+	if n := testing.AllocsPerRun(100, func() {
+		if !policy.Evaluate(ps, client).Allowed {
+			t.Error("denied, want allowed")
+		}
+	}); n != 0 {
+		t.Errorf("Evaluate allocated %v times, want 0", n)
+	}
+}
+
+func BenchmarkEvaluate(b *testing.B) {
+	var ps []*mesh.Policy
+	for range 10 {
+		ps = append(ps, allow("a", rule(mesh.Match{Namespaces: exact("x", "y")}, mesh.Match{DestinationPorts: []uint16{8080}})))
+	}
+	ps = append(ps, allow("b", rule(mesh.Match{Principals: exact("cluster.local/ns/default/sa/eks-shell")})))
+	b.ReportAllocs()
+	for b.Loop() {
+		policy.Evaluate(ps, client)
+	}
+}
