@@ -1,0 +1,444 @@
+package hbone
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/net/http2/hpack"
+
+	"github.com/isthmus-mesh/isthmus/internal/mesh"
+)
+
+const (
+	maxControlBytes  = 256 << 10 // frames waiting to be sent that the peer provoked
+	maxBuffered      = 32 << 20  // received and unread bytes of all streams of a connection
+	maxEmptyFrames   = 1000      // DATA frames without data, in a row
+	rememberedResets = 64        // streams whose late frames are ignored after this end reset them
+	lingerTimeout    = time.Second
+	abortTimeout     = 200 * time.Millisecond
+)
+
+// connConfig is what the two roles set differently.
+type connConfig struct {
+	client         bool
+	maxStreams     int // advertised by a server; own bound of a client
+	maxHeaderBytes int
+	pingInterval   time.Duration
+	pingTimeout    time.Duration
+	serve          func(s *Stream, method string) // server: called for each request, must not block
+	idleTimeout    time.Duration                  // client: a connection without streams ends after it
+	closed         func()                         // the connection takes no more streams
+}
+
+// secured is what a connection needs of *tls.Conn after the handshake.
+type secured interface {
+	io.ReadWriter
+	CloseWrite() error
+}
+
+// conn is one HTTP/2 connection over TLS.
+//
+// Goroutines: one reads (run). It never blocks on sending, for two ends that both wait to send would wait for ever; what
+// it has to say goes to ctl and is sent by a short-lived goroutine. Everyone else may send, under wmu.
+//
+// Lock order: wmu before mu. mu is never held while blocking.
+type conn struct {
+	cfg  connConfig
+	tls  secured
+	wire *wire
+	peer mesh.Identity
+
+	wmu     sync.Mutex // held while putting bytes into TLS; whoever releases it last flushes
+	waiters atomic.Int32
+	spare   []byte // guarded by wmu; the ctl buffer not in use
+
+	mu        sync.Mutex
+	ctl       []byte // guarded by mu; control frames to send, ahead of any DATA
+	scheduled bool   // guarded by mu; somebody is going to send ctl
+	streams   map[uint32]*Stream
+	handlers  int // requests whose handler has not returned
+	nextID    uint32
+	lastPeer  uint32 // highest stream the peer opened
+	err       error  // why the connection ended; set once
+
+	sendWindow   int64
+	peerWindow   int64 // the peer's initial stream window
+	peerMaxFrame int
+	peerStreams  uint32
+	gotSettings  bool
+	settings     chan struct{} // closed when gotSettings
+
+	recvWindow int64 // what the peer may still send
+	buffered   int64 // received and unread, of all streams
+
+	expires    time.Time // no stream is opened after; zero means never
+	goAwayRecv bool      // the peer takes no new streams
+	goAwaySent bool      // no stream above goAwayLast is served
+	goAwayLast uint32
+	draining   bool // ends when the last stream does
+	finishing  bool
+	reserved   int // streams promised to callers and not yet opened
+	drainPing  chan struct{}
+
+	enc    *hpack.Encoder // guarded by mu
+	encBuf bytes.Buffer   // guarded by mu
+
+	pingTimer *time.Timer
+	idleTimer *time.Timer // nil unless the connection is pooled
+	pingOut   bool
+	resets    [rememberedResets]uint32
+	resetNext int
+
+	rd   reader
+	done chan struct{} // closed with err set
+}
+
+func newConn(tc secured, w *wire, peer mesh.Identity, cfg connConfig) *conn {
+	c := &conn{
+		cfg: cfg, tls: tc, wire: w, peer: peer,
+		streams:    make(map[uint32]*Stream),
+		nextID:     1,
+		sendWindow: defaultWindow, peerWindow: defaultWindow, peerMaxFrame: defaultMaxFrame, peerStreams: assumedStreams,
+		settings: make(chan struct{}), done: make(chan struct{}),
+		recvWindow: connWindow,
+	}
+	c.enc = hpack.NewEncoder(&c.encBuf)
+	c.rd.init(c)
+	if cfg.client {
+		c.ctl = append(c.ctl, clientPreface...)
+		c.ctl = appendSettings(c.ctl,
+			settingEnablePush, 0, settingInitialWindowSize, streamWindow,
+			settingMaxFrameSize, maxFrame, settingMaxHeaderListSize, uint32(cfg.maxHeaderBytes))
+	} else {
+		c.ctl = appendSettings(c.ctl,
+			settingMaxConcurrentStreams, uint32(cfg.maxStreams), settingInitialWindowSize, streamWindow,
+			settingMaxFrameSize, maxFrame, settingMaxHeaderListSize, uint32(cfg.maxHeaderBytes))
+	}
+	c.ctl = appendWindowUpdate(c.ctl, 0, connWindow-defaultWindow)
+	c.pingTimer = time.AfterFunc(cfg.pingInterval, c.pingTick)
+	if cfg.idleTimeout > 0 {
+		c.idleTimer = time.AfterFunc(cfg.idleTimeout, c.retire)
+	}
+	return c
+}
+
+// run reads until the connection ends and returns why; nil is an orderly end.
+func (c *conn) run() error {
+	if !c.cfg.client {
+		c.schedule()
+	}
+	err := c.rd.loop()
+	var ga *GoAwayError
+	if errors.As(err, &ga) && !ga.Remote {
+		c.abort(ga)
+		return err
+	}
+	c.mu.Lock()
+	orderly := len(c.streams) == 0 && (errors.Is(err, io.EOF) || c.finishing)
+	c.mu.Unlock()
+	cause := err
+	if errors.Is(err, io.EOF) { // to a stream this is no end: the peer has not said that it is done
+		cause = io.ErrUnexpectedEOF
+	}
+	c.fail(fmt.Errorf("%w: %w", ErrConnectionLost, cause))
+	if orderly {
+		return nil
+	}
+	return err
+}
+
+// abort tells the peer why, as far as it listens, and ends the connection.
+func (c *conn) abort(ga *GoAwayError) {
+	c.wire.SetWriteDeadline(time.Now().Add(lingerTimeout))
+	c.mu.Lock()
+	c.ctl = appendGoAway(c.ctl, c.lastPeer, ga.Code, ga.Reason)
+	c.mu.Unlock()
+	c.flushNow()
+	// Closing with bytes unread would make the kernel send a reset, which can overtake what was just sent.
+	if cw, ok := c.wire.Conn.(interface{ CloseWrite() error }); ok && cw.CloseWrite() == nil {
+		c.wire.SetReadDeadline(time.Now().Add(abortTimeout))
+		_, _ = io.CopyN(io.Discard, c.wire.Conn, connWindow)
+	}
+	c.fail(ga)
+}
+
+// fail ends the connection and everything on it with err.
+func (c *conn) fail(err error) {
+	c.mu.Lock()
+	if c.err != nil {
+		c.mu.Unlock()
+		return
+	}
+	c.err = err
+	c.pingTimer.Stop()
+	if c.idleTimer != nil {
+		c.idleTimer.Stop()
+	}
+	for _, s := range c.streams {
+		s.failLocked(err)
+	}
+	close(c.done)
+	c.mu.Unlock()
+	c.wire.Close()
+	if c.cfg.closed != nil {
+		c.cfg.closed()
+	}
+}
+
+// queueLocked appends control frames with f and reports whether the caller must see to their being sent, by flush or,
+// on the reading goroutine, by goFlush.
+func (c *conn) queueLocked(f func(b []byte) []byte) bool {
+	if c.err != nil {
+		return false
+	}
+	c.ctl = f(c.ctl)
+	first := !c.scheduled
+	c.scheduled = true
+	return first
+}
+
+// schedule sends what is in ctl from another goroutine.
+func (c *conn) schedule() {
+	c.mu.Lock()
+	first := !c.scheduled
+	c.scheduled = true
+	c.mu.Unlock()
+	c.goFlush(first)
+}
+
+func (c *conn) goFlush(must bool) {
+	if must {
+		go func() { _ = c.flush() }()
+	}
+}
+
+// flush sends what is in ctl.
+func (c *conn) flush() error {
+	c.lockWrite()
+	err := c.sendControl(nil)
+	return c.unlockWrite(err)
+}
+
+// flushNow sends what is in ctl and leaves it to nobody else, for the connection is about to be closed.
+func (c *conn) flushNow() {
+	c.lockWrite()
+	_ = c.sendControl(nil)
+	_ = c.wire.uncork()
+	c.wmu.Unlock()
+}
+
+func (c *conn) lockWrite() {
+	c.waiters.Add(1)
+	c.wmu.Lock()
+	c.waiters.Add(-1)
+}
+
+// sendControl puts ctl into TLS, ahead of DATA of stream s if that is given, and returns the error with which s may not
+// send any more. The check and the taking of ctl are one step, so that no DATA can follow its stream's RST_STREAM.
+func (c *conn) sendControl(s *Stream) error {
+	c.mu.Lock()
+	out := c.ctl
+	c.ctl = c.spare[:0]
+	c.spare = nil
+	c.scheduled = false
+	err := c.err
+	if err == nil && s != nil {
+		err = s.sendErr
+	}
+	c.mu.Unlock()
+	c.wire.cork()
+	if len(out) > 0 {
+		if _, werr := c.tls.Write(out); werr != nil {
+			err = werr
+		}
+	}
+	if cap(out) <= 4<<10 {
+		c.spare = out[:0]
+	}
+	return err
+}
+
+// unlockWrite flushes, unless the next writer is going to, and ends the connection if sending failed.
+func (c *conn) unlockWrite(err error) error {
+	if c.waiters.Load() == 0 || c.wire.pending() >= wireFlushAt {
+		if ferr := c.wire.uncork(); ferr != nil {
+			err = ferr
+			c.wmu.Unlock()
+			c.fail(fmt.Errorf("%w: %w", ErrConnectionLost, ferr))
+			return err
+		}
+	}
+	c.wmu.Unlock()
+	return err
+}
+
+// writeData sends one DATA frame whose payload is buf[off:off+n]; the nine bytes before off are overwritten. Flow
+// control has been obtained. The frame may wait in the wire for the caller's or the next writer's flush when more is true.
+func (c *conn) writeData(s *Stream, buf []byte, off, n int) error {
+	putFrameHeader(buf[off-frameHeaderLen:], n, typeData, 0, s.id)
+	_, err := c.tls.Write(buf[off-frameHeaderLen : off+n])
+	if err == nil && c.wire.pending() >= wireFlushAt {
+		err = c.wire.uncork()
+		c.wire.cork()
+	}
+	if err != nil {
+		go c.fail(fmt.Errorf("%w: %w", ErrConnectionLost, err))
+	}
+	return err
+}
+
+// grantLocked tells the peer that it may send more on the connection, once that is worth a frame. Credit is given on
+// receipt as long as the streams together hold little, so that a few stalled ones cannot starve the others.
+func (c *conn) grantLocked() (must bool) {
+	target := min(int64(connWindow), maxBuffered-c.buffered)
+	if give := target - c.recvWindow; give >= connWindow/4 {
+		c.recvWindow += give
+		return c.queueLocked(func(b []byte) []byte { return appendWindowUpdate(b, 0, uint32(give)) })
+	}
+	return false
+}
+
+// consumedLocked accounts for n bytes of s that have left its queue.
+func (c *conn) consumedLocked(s *Stream, n int) (must bool) {
+	c.buffered -= int64(n)
+	if s.recvErr == nil {
+		if give := streamWindow - int64(s.q.size) - s.recvWindow; give >= streamWindow/4 {
+			s.recvWindow += give
+			must = c.queueLocked(func(b []byte) []byte { return appendWindowUpdate(b, s.id, uint32(give)) })
+		}
+	}
+	return c.grantLocked() || must
+}
+
+// pingTick runs when a ping is due, and when its answer is overdue.
+func (c *conn) pingTick() {
+	c.mu.Lock()
+	if c.err != nil {
+		c.mu.Unlock()
+		return
+	}
+	if !c.pingOut {
+		c.pingOut = true
+		c.pingTimer.Reset(c.cfg.pingTimeout)
+		must := c.queueLocked(func(b []byte) []byte { return appendPing(b, 0, livenessPing) })
+		c.mu.Unlock()
+		c.goFlush(must)
+		return
+	}
+	c.mu.Unlock()
+	cause := fmt.Errorf("%w: no answer to ping: %w", ErrConnectionLost, os.ErrDeadlineExceeded)
+	if c.cfg.client {
+		c.fail(cause)
+		return
+	}
+	c.wire.SetWriteDeadline(time.Now().Add(lingerTimeout))
+	c.mu.Lock()
+	c.ctl = appendGoAway(c.ctl, c.lastPeer, NoError, "")
+	c.mu.Unlock()
+	c.flushNow()
+	c.fail(cause)
+}
+
+var (
+	livenessPing = [8]byte{'i', 's', 't', 'h', 'm', 'u', 's', 0}
+	drainPing    = [8]byte{'i', 's', 't', 'h', 'm', 'u', 's', 1}
+)
+
+// removeLocked forgets a stream that is done in both directions.
+func (c *conn) removeLocked(s *Stream) {
+	if c.streams[s.id] != s {
+		return
+	}
+	delete(c.streams, s.id)
+	if len(c.streams) > 0 || c.reserved > 0 || c.err != nil {
+		return
+	}
+	if c.draining {
+		go c.finish()
+		return
+	}
+	if c.idleTimer != nil {
+		c.idleTimer.Reset(c.cfg.idleTimeout)
+	}
+}
+
+// finish ends a connection without streams in an orderly way: GOAWAY, close_notify, and a short wait for the peer.
+func (c *conn) finish() {
+	c.mu.Lock()
+	if c.err != nil || c.finishing || len(c.streams) > 0 || c.reserved > 0 {
+		c.mu.Unlock()
+		return
+	}
+	c.finishing, c.draining = true, true
+	if !c.goAwaySent || c.goAwayLast == maxStreamID {
+		c.goAwaySent, c.goAwayLast = true, c.lastPeer
+		last := c.lastPeer
+		c.ctl = appendGoAway(c.ctl, last, NoError, "")
+	}
+	c.mu.Unlock()
+	if c.cfg.closed != nil {
+		c.cfg.closed()
+	}
+	c.wire.SetDeadline(time.Now().Add(lingerTimeout))
+	_ = c.flush()
+	c.wmu.Lock()
+	_ = c.wire.uncork()
+	_ = c.tls.CloseWrite()
+	if cw, ok := c.wire.Conn.(interface{ CloseWrite() error }); ok {
+		_ = cw.CloseWrite()
+	}
+	c.wmu.Unlock()
+}
+
+// drain begins a graceful end: the peer is told to open no more streams, and after it has had the time to hear of it,
+// which streams will be served.
+func (c *conn) drain() {
+	c.mu.Lock()
+	if c.err != nil || c.goAwaySent {
+		c.mu.Unlock()
+		return
+	}
+	c.goAwaySent, c.goAwayLast = true, maxStreamID
+	answered := make(chan struct{})
+	c.drainPing = answered
+	must := c.queueLocked(func(b []byte) []byte {
+		return appendPing(appendGoAway(b, maxStreamID, NoError, ""), 0, drainPing)
+	})
+	c.mu.Unlock()
+	if must {
+		_ = c.flush()
+	}
+	t := time.NewTimer(lingerTimeout)
+	defer t.Stop()
+	select {
+	case <-answered:
+	case <-t.C:
+	case <-c.done:
+		return
+	}
+	c.mu.Lock()
+	if c.err != nil || c.finishing {
+		c.mu.Unlock()
+		return
+	}
+	c.goAwayLast, c.draining = c.lastPeer, true
+	must = c.queueLocked(func(b []byte) []byte { return appendGoAway(b, c.lastPeer, NoError, "") })
+	empty := len(c.streams) == 0
+	c.mu.Unlock()
+	if must {
+		_ = c.flush()
+	}
+	if empty {
+		c.finish()
+	}
+}
+
+func (c *conn) localAddr() net.Addr  { return c.wire.LocalAddr() }
+func (c *conn) remoteAddr() net.Addr { return c.wire.RemoteAddr() }

@@ -1,0 +1,361 @@
+package hbone
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/isthmus-mesh/isthmus/internal/mesh"
+)
+
+// PoolConfig configures a Pool. Zero durations and counts mean the default that is named.
+type PoolConfig struct {
+	Certificate CertSource // required: the certificate of a Key's Source
+	// Dial opens the TCP connection of a key; nil means a plain dialer without source address. It must set the packet
+	// mark where capture needs one. Its context ends after ConnectTimeout.
+	Dial func(ctx context.Context, key Key) (net.Conn, error)
+	// VerifyPeer, when set, may refuse an otherwise good chain (leaf first), for example one that is revoked.
+	VerifyPeer func(chain []*x509.Certificate) error
+
+	ConnectTimeout   time.Duration // TCP connect; 10 s
+	HandshakeTimeout time.Duration // TLS handshake; 10 s
+	AnswerTimeout    time.Duration // from CONNECT sent to its answer; 20 s, since the peer itself may dial for 10 s
+	IdleTimeout      time.Duration // a connection without streams is closed after it; 5 min
+	PingInterval     time.Duration // 10 s
+	PingTimeout      time.Duration // 20 s
+	MaxStreams       int           // per connection, at most what the peer allows; 100
+	MaxConns         int           // in all; 65,536. Beyond it Connect is refused
+
+	Log *slog.Logger // required
+}
+
+// maxAttempts bounds how often one Connect turns to another connection, which it does only for requests that were not
+// acted on, or whose connection turned out to have died before.
+const maxAttempts = 3
+
+// Pool opens tunnels, many of them over one connection.
+type Pool struct {
+	cfg    PoolConfig
+	base   context.Context //nolint:containedctx // bounds dials, which outlive the callers that caused them
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+
+	mu     sync.Mutex
+	closed bool               // guarded by mu
+	groups map[string]*group  // guarded by mu
+	conns  map[*conn]struct{} // guarded by mu; all, until their reading has ended
+	dials  int                // guarded by mu
+}
+
+// group is the connections of one key.
+type group struct {
+	conns []*conn // that may have room
+	dials []*dial
+	limit int // streams that a new connection is expected to take
+}
+
+// dial is one connection being made, and those who wait for it.
+type dial struct {
+	done    chan struct{}
+	err     error // set before done is closed
+	waiting int   // guarded by Pool.mu
+}
+
+// NewPool returns a Pool ready to Connect. Run must be called for its connections to be closed in the end.
+func NewPool(cfg PoolConfig) (*Pool, error) {
+	switch {
+	case cfg.Certificate == nil:
+		return nil, errors.New("hbone: PoolConfig.Certificate is required")
+	case cfg.Log == nil:
+		return nil, errors.New("hbone: PoolConfig.Log is required")
+	}
+	if cfg.Dial == nil {
+		cfg.Dial = func(ctx context.Context, key Key) (net.Conn, error) {
+			var d net.Dialer
+			return d.DialContext(ctx, "tcp", key.Addr.String())
+		}
+	}
+	orDefault(&cfg.ConnectTimeout, defaultConnectTimeout)
+	orDefault(&cfg.HandshakeTimeout, defaultHandshakeTimeout)
+	orDefault(&cfg.AnswerTimeout, defaultAnswerTimeout)
+	orDefault(&cfg.IdleTimeout, defaultIdleTimeout)
+	orDefault(&cfg.PingInterval, defaultPingInterval)
+	orDefault(&cfg.PingTimeout, defaultPingTimeout)
+	orDefault(&cfg.MaxStreams, assumedStreams)
+	orDefault(&cfg.MaxConns, 1<<16)
+	p := &Pool{cfg: cfg, groups: make(map[string]*group), conns: make(map[*conn]struct{})}
+	p.base, p.cancel = context.WithCancel(context.Background())
+	return p, nil
+}
+
+func orDefault[T comparable](v *T, def T) {
+	var zero T
+	if *v == zero {
+		*v = def
+	}
+}
+
+// Run waits for ctx to end and then closes every connection at once.
+func (p *Pool) Run(ctx context.Context) error {
+	<-ctx.Done()
+	p.mu.Lock()
+	p.closed = true
+	all := make([]*conn, 0, len(p.conns))
+	for c := range p.conns {
+		all = append(all, c)
+	}
+	p.mu.Unlock()
+	p.cancel()
+	for _, c := range all {
+		c.fail(fmt.Errorf("%w: %w", ErrConnectionLost, ErrPoolClosed))
+	}
+	p.wg.Wait()
+	return nil
+}
+
+// Connect opens a tunnel. A status other than 200 is a *StatusError, and the Response is filled in nevertheless.
+func (p *Pool) Connect(ctx context.Context, key Key, req Request) (*Stream, Response, error) {
+	if err := req.check(); err != nil {
+		return nil, Response{}, err
+	}
+	name := key.name()
+	for attempt := 1; ; attempt++ {
+		c, first, err := p.acquire(ctx, name, key)
+		if err != nil {
+			return nil, Response{}, err
+		}
+		s, err := c.open(req)
+		var resp Response
+		if err == nil {
+			if resp, err = s.await(ctx, p.cfg.AnswerTimeout); err == nil {
+				return s, resp, nil
+			}
+		}
+		if attempt == maxAttempts || !again(c, err, first) {
+			return nil, resp, err
+		}
+	}
+}
+
+// again reports whether a failed request may be made once more: the peer certainly did not act on it, or its connection
+// was an old one that turned out to be dead.
+func again(c *conn, err error, first bool) bool {
+	var se *StreamError
+	if errors.As(err, &se) && se.Remote && se.Code == RefusedStream {
+		c.mu.Lock()
+		c.peerStreams = min(c.peerStreams, max(1, uint32(len(c.streams))))
+		c.mu.Unlock()
+		return true
+	}
+	return errors.Is(err, errUnserved) || errors.Is(err, ErrConnectionLost) && !first
+}
+
+// name is the key in a form that can be compared.
+func (k Key) name() string {
+	var b strings.Builder
+	b.WriteString(k.Addr.String())
+	b.WriteByte('|')
+	b.WriteString(k.SourceIP.String())
+	for _, id := range append([]mesh.Identity{k.Source}, k.Peers...) {
+		for _, part := range []string{id.TrustDomain, id.Namespace, id.ServiceAccount} {
+			b.WriteByte('|')
+			b.WriteString(part)
+		}
+	}
+	return b.String()
+}
+
+// acquire returns a connection with a promised stream, waiting for one to be made if it must.
+func (p *Pool) acquire(ctx context.Context, name string, key Key) (c *conn, first bool, err error) {
+	for {
+		p.mu.Lock()
+		if p.closed {
+			p.mu.Unlock()
+			return nil, false, ErrPoolClosed
+		}
+		g := p.groups[name]
+		if g == nil {
+			g = &group{limit: p.cfg.MaxStreams}
+			p.groups[name] = g
+		}
+		c, first, pending := g.pick()
+		if c != nil {
+			p.mu.Unlock()
+			return c, first, nil
+		}
+		if pending != nil {
+			p.mu.Unlock()
+			if err := p.awaitSettings(ctx, pending); err != nil {
+				return nil, false, err
+			}
+			continue
+		}
+		d, err := p.joinLocked(name, key, g)
+		p.mu.Unlock()
+		if err != nil {
+			return nil, false, err
+		}
+		select {
+		case <-d.done:
+			err = d.err
+		case <-ctx.Done():
+			err = fmt.Errorf("wait for connection to %s: %w", key.Addr, ctx.Err())
+		}
+		p.mu.Lock()
+		d.waiting--
+		p.mu.Unlock()
+		if err != nil {
+			return nil, false, err
+		}
+	}
+}
+
+// pick finds a connection with room, or one that may have room once its peer has said so. Dead ones are dropped.
+func (g *group) pick() (c *conn, first bool, pending *conn) {
+	now := time.Now()
+	var found *conn
+	g.conns = slices.DeleteFunc(g.conns, func(c *conn) bool {
+		if found != nil {
+			return false
+		}
+		got, isFirst := c.reserve(now)
+		switch got {
+		case slotTaken:
+			found, first = c, isFirst
+		case slotPending:
+			pending = c
+		case slotDead:
+			return true
+		case slotFull:
+		}
+		return false
+	})
+	return found, first, pending
+}
+
+func (p *Pool) awaitSettings(ctx context.Context, c *conn) error {
+	t := time.NewTimer(p.cfg.HandshakeTimeout)
+	defer t.Stop()
+	select {
+	case <-c.settings:
+	case <-c.done:
+	case <-t.C:
+		c.fail(fmt.Errorf("%w: no SETTINGS from %s", ErrConnectionLost, addrString(c.remoteAddr())))
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	return nil
+}
+
+// joinLocked finds a dial under way that is expected to have room for one more, or starts one.
+func (p *Pool) joinLocked(name string, key Key, g *group) (*dial, error) {
+	for _, d := range g.dials {
+		if d.waiting < g.limit {
+			d.waiting++
+			return d, nil
+		}
+	}
+	if len(p.conns)+p.dials >= p.cfg.MaxConns {
+		return nil, fmt.Errorf("connection limit of %d reached", p.cfg.MaxConns)
+	}
+	d := &dial{done: make(chan struct{}), waiting: 1}
+	g.dials = append(g.dials, d)
+	p.dials++
+	p.wg.Go(func() {
+		c, err := p.dial(name, key)
+		p.mu.Lock()
+		p.dials--
+		if err == nil && p.closed {
+			err = ErrPoolClosed
+		}
+		g.dials = slices.DeleteFunc(g.dials, func(o *dial) bool { return o == d })
+		if err == nil {
+			p.conns[c] = struct{}{}
+			g.conns = append(g.conns, c)
+			p.wg.Go(func() { p.attend(name, c) })
+		} else {
+			p.sweepLocked(name, g)
+		}
+		d.err = err
+		p.mu.Unlock()
+		if err != nil && c != nil {
+			c.fail(err)
+		}
+		close(d.done)
+	})
+	return d, nil
+}
+
+// attend reads from a connection until it ends.
+func (p *Pool) attend(name string, c *conn) {
+	err := c.run()
+	p.mu.Lock()
+	delete(p.conns, c)
+	p.mu.Unlock()
+	p.forget(name, c)
+	if err != nil {
+		p.cfg.Log.Debug("hbone connection ended", "peer", c.peer.String(), "addr", addrString(c.remoteAddr()), "error", err.Error())
+	}
+}
+
+// forget stops offering a connection.
+func (p *Pool) forget(name string, c *conn) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if g := p.groups[name]; g != nil {
+		g.conns = slices.DeleteFunc(g.conns, func(o *conn) bool { return o == c })
+		p.sweepLocked(name, g)
+	}
+}
+
+func (p *Pool) sweepLocked(name string, g *group) {
+	if len(g.conns) == 0 && len(g.dials) == 0 && p.groups[name] == g {
+		delete(p.groups, name)
+	}
+}
+
+// dial makes one connection. It is bounded by its timeouts and the pool's life, not by those who wait for it.
+func (p *Pool) dial(name string, key Key) (*conn, error) {
+	ctx, cancel := context.WithTimeout(p.base, p.cfg.ConnectTimeout+p.cfg.HandshakeTimeout)
+	defer cancel()
+	cert, err := p.cfg.Certificate(ctx, key.Source)
+	if err != nil {
+		return nil, fmt.Errorf("certificate of %s: %w", key.Source, err)
+	}
+	dctx, dcancel := context.WithTimeout(p.base, p.cfg.ConnectTimeout)
+	raw, err := p.cfg.Dial(dctx, key)
+	timedOut := dctx.Err() != nil
+	dcancel()
+	if err != nil {
+		var ne net.Error
+		switch {
+		case p.base.Err() != nil:
+			return nil, ErrPoolClosed
+		case timedOut, errors.As(err, &ne) && ne.Timeout():
+			return nil, fmt.Errorf("%w: %w", ErrConnectTimeout, err)
+		}
+		return nil, fmt.Errorf("connect to %s: %w", key.Addr, err)
+	}
+	hctx, hcancel := context.WithTimeout(p.base, p.cfg.HandshakeTimeout)
+	defer hcancel()
+	tc, w, err := handshakeClient(hctx, raw, clientTLS(cert, key.Peers, p.cfg.VerifyPeer))
+	if err != nil {
+		return nil, err
+	}
+	leaf := tc.ConnectionState().PeerCertificates[0]
+	var c *conn
+	c = newConn(tc, w, peerName(leaf, key.Peers), connConfig{
+		client: true, maxStreams: p.cfg.MaxStreams, maxHeaderBytes: clientHeaders,
+		pingInterval: p.cfg.PingInterval, pingTimeout: p.cfg.PingTimeout, idleTimeout: p.cfg.IdleTimeout,
+		closed: func() { p.forget(name, c) },
+	})
+	c.expires = expiry(cert.TLS, leaf)
+	return c, nil
+}
