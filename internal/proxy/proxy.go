@@ -1,0 +1,378 @@
+// Package proxy is where the parts of the data plane meet: it accepts a workload's connections, finds out where they
+// go, authorises, connects, copies and reports.
+//
+// One Proxy serves one workload. Connections reach it four ways:
+//
+//	outbound  15001  captured; the kernel tells the original destination
+//	proxy     15080  SOCKS5 and HTTP CONNECT, loopback only
+//	inbound   15008  HBONE: mutual TLS, one tunnel per connection
+//	plain     15006  captured inbound plaintext
+//
+// An application whose connection cannot be set up always sees a reset, never an empty answer: nothing is read from it
+// before the other side has been reached, and its socket is closed abruptly.
+package proxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/isthmus-mesh/isthmus/internal/hbone"
+	"github.com/isthmus-mesh/isthmus/internal/logattr"
+	"github.com/isthmus-mesh/isthmus/internal/mesh"
+	"github.com/isthmus-mesh/isthmus/internal/state"
+	"github.com/isthmus-mesh/isthmus/internal/telemetry"
+)
+
+// Errors that end connections. Their texts are those operators know from ztunnel.
+var (
+	ErrDrain        = errors.New("connection closed due to connection drain")
+	ErrPolicyChange = errors.New("connection closed due to policy change")
+	ErrRecursive    = errors.New("attempted recursive call to ourselves")
+	// ErrRemoved as the cause of Run's context means that the workload is gone: nothing is waited for.
+	ErrRemoved = errors.New("workload was removed")
+)
+
+// WorkloadInfo names the workload that a proxy stands for.
+type WorkloadInfo struct {
+	Name           string
+	Namespace      string
+	ServiceAccount string
+	Node           string         // "" means any
+	Fallback       *mesh.Workload // used until xDS knows the workload; nil means wait for xDS
+}
+
+// DialRequest is a TCP connection to make.
+type DialRequest struct {
+	Addr netip.AddrPort
+	// Source, when valid, is the client's address, to be shown to the application if the host allows it.
+	Source netip.Addr
+}
+
+// Resolver resolves names. internal/dns implements it.
+type Resolver interface {
+	Resolve(ctx context.Context, host string, preferIPv4 bool) ([]netip.Addr, error)
+}
+
+// Config configures a Proxy.
+type Config struct {
+	Workload WorkloadInfo     // Name, Namespace and ServiceAccount are required
+	Network  string           // the proxy's own network
+	Store    *state.Store     // required
+	Certs    hbone.CertSource // required
+
+	// Dial makes connections where the workload lives; nil means a plain dialer.
+	Dial func(ctx context.Context, r DialRequest) (net.Conn, error)
+	// Resolver resolves the names that clients of the proxy port ask for; nil refuses names.
+	Resolver Resolver
+	// LookupHost resolves gateways and workloads that are known by name only; nil means that they cannot be reached.
+	LookupHost func(ctx context.Context, host string) ([]netip.Addr, error)
+	// OriginalDst tells where a captured connection was going; nil means its local address.
+	OriginalDst func(c *net.TCPConn) (netip.AddrPort, error)
+
+	LoopbackFallback  bool // an application that refuses on the own address is tried on the loopback
+	SpoofSource       bool // show the application its client's address
+	NoResponseBaggage bool // do not describe this workload to its peers
+
+	Grace          time.Duration // how long connections may finish after Run's context ended; 0 means 5s
+	MaxConnections int           // at once, over all listeners; 0 means DefaultMaxConnections; more are reset
+
+	Metrics *telemetry.Metrics   // nil counts nothing
+	Access  *telemetry.AccessLog // nil logs nothing
+	Log     *slog.Logger         // required
+}
+
+// The limits of a proxy.
+const (
+	DefaultMaxConnections = 65_536
+	connectTimeout        = 10 * time.Second // to the application or a plain destination
+	localTimeout          = 5 * time.Second  // waiting for xDS to know the local workload
+	handshakeTimeout      = 10 * time.Second // a client's SOCKS or HTTP handshake
+	setupTimeout          = 45 * time.Second // everything before bytes flow, as an upper bound
+	defaultGrace          = 5 * time.Second
+)
+
+// Listeners are where connections come from; a nil one is not served. Run closes them.
+type Listeners struct {
+	Outbound net.Listener
+	Proxy    net.Listener
+	HBONE    net.Listener
+	Plain    net.Listener
+}
+
+// Proxy serves one workload.
+type Proxy struct {
+	cfg    Config
+	pool   *hbone.Pool
+	server *hbone.Server
+	live   registry
+	slots  chan struct{} // one token per connection that was accepted
+	tunnel chan struct{} // one token per inbound tunnel
+}
+
+// New returns a Proxy that is ready to Run.
+func New(cfg Config) (*Proxy, error) {
+	switch {
+	case cfg.Store == nil:
+		return nil, errors.New("proxy: Config.Store is required")
+	case cfg.Certs == nil:
+		return nil, errors.New("proxy: Config.Certs is required")
+	case cfg.Log == nil:
+		return nil, errors.New("proxy: Config.Log is required")
+	case cfg.Workload.Name == "" || cfg.Workload.Namespace == "" || cfg.Workload.ServiceAccount == "":
+		return nil, errors.New("proxy: Config.Workload needs Name, Namespace and ServiceAccount")
+	}
+	if cfg.Dial == nil {
+		cfg.Dial = plainDial
+	}
+	if cfg.OriginalDst == nil {
+		cfg.OriginalDst = func(c *net.TCPConn) (netip.AddrPort, error) { return addrPort(c.LocalAddr()), nil }
+	}
+	if cfg.Grace == 0 {
+		cfg.Grace = defaultGrace
+	}
+	if cfg.MaxConnections == 0 {
+		cfg.MaxConnections = DefaultMaxConnections
+	}
+	p := &Proxy{cfg: cfg, slots: make(chan struct{}, cfg.MaxConnections), tunnel: make(chan struct{}, cfg.MaxConnections)}
+	var err error
+	p.pool, err = hbone.NewPool(hbone.PoolConfig{
+		Certificate: cfg.Certs,
+		Dial: func(ctx context.Context, k hbone.Key) (net.Conn, error) {
+			return p.cfg.Dial(ctx, DialRequest{Addr: k.Addr})
+		},
+		Log: cfg.Log,
+	})
+	if err != nil {
+		return nil, err
+	}
+	p.server, err = hbone.NewServer(hbone.ServerConfig{
+		Certificate: p.certificate,
+		Handler:     p.serveTunnel,
+		Log:         cfg.Log,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+func plainDial(ctx context.Context, r DialRequest) (net.Conn, error) {
+	var d net.Dialer
+	return d.DialContext(ctx, "tcp", r.Addr.String())
+}
+
+// Run serves the listeners until ctx ends. Then it stops accepting at once, tells HBONE peers to open no more tunnels,
+// lets connections finish for Config.Grace (not at all if the cause of ctx is ErrRemoved), and ends the rest.
+func (p *Proxy) Run(ctx context.Context, ls Listeners) error {
+	// Connections outlive ctx: they end by themselves, or when hard ends.
+	hard, cut := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer cut(nil)
+	var background, conns sync.WaitGroup
+	var poolErr error
+	background.Go(func() { poolErr = p.pool.Run(hard) })
+	background.Go(func() { p.watchPolicies(hard) })
+
+	errs := make([]error, 4)
+	var accepting sync.WaitGroup
+	for i, l := range []struct {
+		name  string
+		l     net.Listener
+		serve func(context.Context, *net.TCPConn)
+	}{
+		{"outbound", ls.Outbound, p.serveOutbound},
+		{"proxy", ls.Proxy, p.serveProxy},
+		{"hbone", ls.HBONE, p.serveHBONE},
+		{"inbound", ls.Plain, p.servePlain},
+	} {
+		if l.l != nil {
+			accepting.Go(func() { errs[i] = p.accept(ctx, hard, l.name, l.l, l.serve, &conns) })
+		}
+	}
+	accepting.Wait() // listeners are closed now, by ctx or by an error
+	p.drain(ctx, &conns)
+	cut(ErrDrain)
+	p.live.endAll(ErrDrain)
+	conns.Wait()
+	background.Wait()
+	return errors.Join(append(errs, poolErr)...)
+}
+
+// drain waits for connections to finish by themselves as long as they may, and then ends them.
+func (p *Proxy) drain(ctx context.Context, conns *sync.WaitGroup) {
+	grace := p.cfg.Grace
+	if errors.Is(context.Cause(ctx), ErrRemoved) {
+		grace = 0
+	}
+	draining, cutTunnels := context.WithCancel(context.WithoutCancel(ctx))
+	defer cutTunnels()
+	var drained sync.WaitGroup
+	drained.Go(func() {
+		if err := p.server.Drain(draining); err != nil {
+			p.cfg.Log.Debug("inbound tunnels were cut off", logattr.Err(err))
+		}
+	})
+	done := make(chan struct{})
+	go func() { conns.Wait(); close(done) }()
+	if !waitFor(done, grace) {
+		// What is left is ended here and not by Drain, so that the access log tells the reason.
+		p.live.endAll(ErrDrain)
+		waitFor(done, lastWords)
+	}
+	cutTunnels()
+	drained.Wait()
+}
+
+// lastWords is how long ended connections may take to say so to their peers.
+const lastWords = 500 * time.Millisecond
+
+func waitFor(done <-chan struct{}, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-done:
+		return true
+	case <-t.C:
+		return false
+	}
+}
+
+// accept hands out connections until ctx ends or the listener fails.
+func (p *Proxy) accept(ctx, hard context.Context, name string, l net.Listener, serve func(context.Context, *net.TCPConn), conns *sync.WaitGroup) error {
+	closed := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() { l.Close(); close(closed) })
+	defer func() {
+		if stop() {
+			l.Close()
+			return
+		}
+		<-closed // the port is free for a successor only when Close has returned
+	}()
+	for backoff := time.Duration(0); ; {
+		c, err := l.Accept()
+		if err != nil {
+			if ctx.Err() != nil {
+				return nil
+			}
+			var ne interface{ Temporary() bool }
+			if !errors.As(err, &ne) || !ne.Temporary() {
+				return fmt.Errorf("accept on %s: %w", l.Addr(), err)
+			}
+			// Out of descriptors, most likely: the listener is fine, so wait for connections to end.
+			backoff = min(max(2*backoff, 5*time.Millisecond), time.Second)
+			p.cfg.Log.Warn("connection could not be accepted", logattr.Listener(name), logattr.Err(err))
+			if !wait(ctx, backoff) {
+				return nil
+			}
+			continue
+		}
+		backoff = 0
+		tc, ok := c.(*net.TCPConn)
+		if !ok {
+			c.Close()
+			return fmt.Errorf("accept on %s: not a TCP listener", l.Addr())
+		}
+		select {
+		case p.slots <- struct{}{}:
+		default:
+			p.cfg.Metrics.LimitReached("connections")
+			_ = tc.SetLinger(0)
+			tc.Close()
+			continue
+		}
+		conns.Go(func() {
+			p.cfg.Metrics.Connections(name, 1)
+			defer func() {
+				p.cfg.Metrics.Connections(name, -1)
+				<-p.slots
+			}()
+			serve(hard, tc)
+		})
+	}
+}
+
+func wait(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-t.C:
+		return true
+	}
+}
+
+// Local returns the workload this proxy stands for, waiting a while for xDS to know it.
+func (p *Proxy) Local(ctx context.Context) (*mesh.Workload, error) {
+	return LocalWorkload(ctx, p.cfg.Store, p.cfg.Workload)
+}
+
+// LocalWorkload returns the workload that info names, waiting up to 5 seconds for the store to have it.
+func LocalWorkload(ctx context.Context, store *state.Store, info WorkloadInfo) (*mesh.Workload, error) {
+	find := func() *mesh.Workload {
+		return store.Snapshot().Local(info.Name, info.Namespace, info.ServiceAccount, info.Node)
+	}
+	if w := find(); w != nil {
+		return w, nil
+	}
+	if info.Fallback != nil {
+		return info.Fallback, nil
+	}
+	t := time.NewTimer(localTimeout)
+	defer t.Stop()
+	for {
+		changed := store.Changed()
+		if w := find(); w != nil {
+			return w, nil
+		}
+		select {
+		case <-changed:
+		case <-t.C:
+			return nil, fmt.Errorf("failed to fetch information about local workload: %s.%s (%s)", info.ServiceAccount, info.Namespace, info.Name)
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+	}
+}
+
+// certificate is the certificate of the local workload.
+func (p *Proxy) certificate(ctx context.Context) (hbone.Certificate, error) {
+	w, err := p.Local(ctx)
+	if err != nil {
+		return hbone.Certificate{}, err
+	}
+	return p.cfg.Certs(ctx, w.Identity())
+}
+
+// illegalInbound reports the ports that must not be reached through this proxy: its own, so that nothing loops, and
+// those that serve the loopback only, so that nothing leaks.
+func illegalInbound(port uint16) bool {
+	switch port {
+	case mesh.OutboundPort, mesh.InboundPort, mesh.HBONEPort, mesh.SOCKSPort, mesh.DNSPort, mesh.AdminPort:
+		return true
+	}
+	return false
+}
+
+// illegalOutbound reports the ports of the proxy that would loop if an application's connection to them were proxied.
+func illegalOutbound(port uint16) bool {
+	switch port {
+	case mesh.OutboundPort, mesh.InboundPort, mesh.HBONEPort, mesh.SOCKSPort:
+		return true
+	}
+	return false
+}
+
+func addrPort(a net.Addr) netip.AddrPort {
+	t, ok := a.(*net.TCPAddr)
+	if !ok || t == nil {
+		return netip.AddrPort{}
+	}
+	ap := t.AddrPort()
+	return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
+}

@@ -1,0 +1,58 @@
+package proxy
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+
+	"github.com/isthmus-mesh/isthmus/internal/hbone"
+	"github.com/isthmus-mesh/isthmus/internal/telemetry"
+)
+
+// deniedError is a refusal by policy.
+type deniedError struct{ reason string }
+
+// Error returns the text operators know from ztunnel.
+func (e *deniedError) Error() string {
+	return "connection closed due to policy rejection: " + e.reason
+}
+
+// identityError says that there is no certificate for the local workload.
+type identityError struct{ err error }
+
+// Error returns the text operators know from ztunnel.
+func (e *identityError) Error() string { return "identity error: " + e.err.Error() }
+
+// Unwrap returns the cause.
+func (e *identityError) Unwrap() error { return e.err }
+
+// reasonOf finds the response flag of a connection that ended with err.
+func reasonOf(err error) telemetry.Reason {
+	var (
+		denied   *deniedError
+		identity *identityError
+		peer     *hbone.IdentityError
+		verify   *tls.CertificateVerificationError
+		alert    tls.AlertError
+		record   tls.RecordHeaderError
+		unknown  x509.UnknownAuthorityError
+		invalid  x509.CertificateInvalidError
+		goAway   *hbone.GoAwayError
+	)
+	switch {
+	case err == nil:
+		return telemetry.OK
+	case errors.As(err, &denied), errors.Is(err, ErrPolicyChange):
+		return telemetry.Denied
+	case errors.As(err, &identity):
+		return telemetry.IdentityFailure
+	case errors.Is(err, hbone.ErrConnectTimeout):
+		return telemetry.NetworkPolicy
+	case errors.As(err, &peer), errors.As(err, &verify), errors.As(err, &alert), errors.As(err, &record),
+		errors.As(err, &unknown), errors.As(err, &invalid):
+		return telemetry.TLSFailure
+	case errors.As(err, &goAway):
+		return telemetry.H2Failure
+	}
+	return telemetry.ConnectFailure
+}

@@ -1,0 +1,140 @@
+package telemetry
+
+import (
+	"net/http/httptest"
+	"strings"
+	"testing"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+)
+
+const connLine = `{connection_security_policy="mutual_tls",destination_app="echo",destination_canonical_revision="unknown",destination_canonical_service="echo",destination_cluster="Kubernetes",destination_principal="unknown",destination_region="unknown",destination_service="echo.ecs-demo-1.ecs.local",destination_service_name="echo",destination_service_namespace="ecs-demo-1",destination_version="unknown",destination_workload="echo",destination_workload_namespace="ecs-demo-1",destination_zone="unknown",reporter="source",request_protocol="tcp",response_flags="FLAG",source_app="shell",source_canonical_revision="v1",source_canonical_service="shell",source_cluster="Kubernetes",source_principal="spiffe://cluster.local/ns/default/sa/shell",source_region="us-east-2",source_version="v1",source_workload="shell",source_workload_namespace="default",source_zone="us-east-2a"}`
+
+func scrape(t *testing.T, reg *prometheus.Registry, m *Metrics) string {
+	t.Helper()
+	rec := httptest.NewRecorder()
+	MetricsHandler(reg, m).ServeHTTP(rec, httptest.NewRequest("GET", "/stats/prometheus", nil))
+	return rec.Body.String()
+}
+
+func newTestMetrics(t *testing.T) (*prometheus.Registry, *Metrics) {
+	t.Helper()
+	reg := prometheus.NewRegistry()
+	m, err := NewMetrics(reg, "test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return reg, m
+}
+
+func TestConnectionMetrics(t *testing.T) {
+	reg, m := newTestMetrics(t)
+	c := testConn()
+	o := m.Opened(c)
+	var sent, received uint64
+	o.Transfer(c, func() (uint64, uint64) { return sent, received })
+	sent, received = 100, 10
+	text := scrape(t, reg, m) // while the connection lives
+	ok := strings.ReplaceAll(connLine, "FLAG", "-")
+	for _, want := range []string{
+		"istio_tcp_connections_opened_total" + ok + " 1",
+		"istio_tcp_sent_bytes_total" + ok + " 100",
+		"istio_tcp_received_bytes_total" + ok + " 10",
+		`istio_tcp_sockets_open{reporter="source"} 1`,
+		`istio_build{component="ztunnel",tag="test"} 1`,
+	} {
+		if !strings.Contains(text, want+"\n") {
+			t.Errorf("metrics lack %s", want)
+		}
+	}
+	if strings.Contains(text, "istio_tcp_connections_closed_total{") || strings.Contains(text, "istio_tcp_connections_failed_total{") {
+		t.Error("an open connection shows a closed or failed series")
+	}
+	sent = 150
+	o.Closed(c, Denied)
+	text = scrape(t, reg, m)
+	for _, want := range []string{
+		"istio_tcp_sent_bytes_total" + ok + " 150",
+		"istio_tcp_connections_closed_total" + strings.ReplaceAll(connLine, "FLAG", "DENY") + " 1",
+		"istio_tcp_connections_failed_total" + strings.ReplaceAll(connLine, "FLAG", "DENY") + " 1",
+		`istio_tcp_sockets_open{reporter="source"} 0`,
+	} {
+		if !strings.Contains(text, want+"\n") {
+			t.Errorf("metrics lack %s", want)
+		}
+	}
+}
+
+func TestNilMetrics(t *testing.T) {
+	var m *Metrics
+	o := m.Opened(testConn())
+	o.Transfer(testConn(), nil)
+	o.Closed(testConn(), OK)
+	m.Flush()
+	m.LimitReached("x")
+	m.DNSRequest("A", "udp", "", "")
+	m.ProxyStarted()
+	var a *AccessLog
+	a.Closed(testConn(), 0, 0, OK, nil)
+}
+
+func TestLabelSetsAreBounded(t *testing.T) {
+	reg, m := newTestMetrics(t)
+	m.maxSeries = 2
+	for i := range 5 {
+		c := testConn()
+		c.Source.Namespace = strings.Repeat("n", i+1)
+		m.Opened(c)
+	}
+	if n := testutil.ToFloat64(m.overflow); n != 3 {
+		t.Errorf("%v label sets overflowed, want 3", n)
+	}
+	if n := strings.Count(scrape(t, reg, m), "istio_tcp_connections_opened_total{"); n != 3 {
+		t.Errorf("%d series of opened connections, want 2 and the rest together", n)
+	}
+}
+
+// A workload's instance name must not become a label, or every pod would be a series.
+func TestInstanceIsNoLabel(t *testing.T) {
+	_, m := newTestMetrics(t)
+	a, b := testConn(), testConn()
+	b.Source.Instance = "shell-2"
+	m.Opened(a)
+	m.Opened(b)
+	if n := m.nSeries.Load(); n != 1 {
+		t.Errorf("two instances of a workload make %d label sets, want 1", n)
+	}
+}
+
+func TestMetricNames(t *testing.T) {
+	reg, m := newTestMetrics(t)
+	o := m.Opened(testConn())
+	o.Closed(testConn(), ConnectFailure)
+	m.DNSRequest("A", "udp", "shell", "v1")
+	m.XDSTerminated("Complete")
+	problems, err := testutil.GatherAndLint(reg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range problems {
+		// Istio's own names are not ours to improve.
+		if !strings.HasPrefix(p.Metric, "workload_manager_") && !strings.HasPrefix(p.Metric, "istio_") {
+			t.Errorf("%s: %s", p.Metric, p.Text)
+		}
+	}
+}
+
+func BenchmarkConnectionMetrics(b *testing.B) {
+	m, err := NewMetrics(prometheus.NewRegistry(), "")
+	if err != nil {
+		b.Fatal(err)
+	}
+	c := testConn()
+	b.ReportAllocs()
+	for b.Loop() {
+		o := m.Opened(c)
+		o.Transfer(c, func() (uint64, uint64) { return 1, 1 })
+		o.Closed(c, OK)
+	}
+}

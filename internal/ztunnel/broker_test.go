@@ -1,0 +1,92 @@
+package ztunnel
+
+import (
+	"crypto/tls"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/isthmus-mesh/isthmus/internal/identity/iamproof"
+	"github.com/isthmus-mesh/isthmus/internal/mesh"
+	"github.com/isthmus-mesh/isthmus/internal/meshtest"
+	"github.com/isthmus-mesh/isthmus/internal/proxy/proxytest"
+)
+
+// startBroker plays the broker: it refuses the first requests and then says who the task is.
+func startBroker(t *testing.T, istiod *meshtest.Istiod, refusals int32) *httptest.Server {
+	t.Helper()
+	var asked atomic.Int32
+	s := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		var proof iamproof.TokenRequest
+		if err := json.NewDecoder(r.Body).Decode(&proof); err != nil || proof.Region != "us-east-2" || proof.Signature == "" {
+			t.Errorf("the broker was sent no proof: %+v, %v", proof, err)
+		}
+		if asked.Add(1) <= refusals {
+			w.WriteHeader(http.StatusForbidden)
+			_ = json.NewEncoder(w).Encode(iamproof.TokenError{Code: "IST2103", Message: "the role is not mapped"})
+			return
+		}
+		_ = json.NewEncoder(w).Encode(iamproof.TokenResponse{Token: "from-the-broker", Expiration: time.Now().Add(time.Hour), Namespace: "default", ServiceAccount: "shell",
+			WorkloadName: "ecs-task-1", TrustDomain: "cluster.local", ClusterID: "Kubernetes", Network: "eks"})
+	}))
+	cert := istiod.CA.Issue(t, meshtest.ID("istio-system", "isthmus-controller"))
+	s.TLS = &tls.Config{MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{cert.TLS}}
+	s.StartTLS()
+	t.Cleanup(s.Close)
+	return s
+}
+
+// A task that discovery has not seen yet gets its identity from the broker and can make connections at once.
+func TestDedicatedThroughBroker(t *testing.T) {
+	istiod := newMesh(t)
+	istiod.Remove("Kubernetes/networking.istio.io/WorkloadEntry/default/shell-1")
+	broker := startBroker(t, istiod, 1)
+	echo := start(t, echoIP, istiod, "PROXY_WORKLOAD_INFO=ecs-demo-1/echo-1/echo")
+	task := start(t, shellIP, istiod, "AUTH_TOKEN=", "NETWORK=", "CLUSTER_ID=", "ISTHMUS_BROKER_ADDRESS=https://"+broker.Listener.Addr().String(), "AWS_REGION=us-east-2",
+		"AWS_ACCESS_KEY_ID=ASIAIOSFODNN7EXAMPLE", "AWS_SECRET_ACCESS_KEY=secret", "AWS_SESSION_TOKEN=session")
+	meshtest.Eventually(t, "both are ready", func() bool { return task.ready() && echo.ready() })
+	out, errOut, code := proxytest.Curl(t, "--proxy", fmt.Sprintf("socks5h://%s:%d", shellIP, mesh.SOCKSPort), "http://"+echoHost+"/")
+	if out != "hello" {
+		t.Fatalf("curl = %d, %q, %q", code, out, errOut)
+	}
+	meshtest.Eventually(t, "the access log names the synthesised workload", func() bool {
+		return strings.Contains(task.out.String(), `src.workload="ecs-task-1" src.namespace="default" src.identity="spiffe://cluster.local/ns/default/sa/shell"`)
+	})
+	if log := task.out.String(); !strings.Contains(log, "IST2103") || strings.Contains(log, "from-the-broker") || strings.Contains(log, "session") {
+		t.Error("the log must tell why the broker refused, and must not hold secrets")
+	}
+	var bearer bool
+	for _, md := range istiod.Calls() {
+		bearer = bearer || strings.Join(md.Get("authorization"), "") == "Bearer from-the-broker"
+	}
+	if !bearer {
+		t.Error("istiod was never shown the broker's token")
+	}
+	// Discovery catches up: the real record replaces the synthesised one.
+	real := workload("ecs-task-1", "default", "shell", shellIP)
+	real.CanonicalName = "shell-service"
+	istiod.Set(real)
+	meshtest.Eventually(t, "the discovered workload is used", func() bool {
+		proxytest.Curl(t, "--proxy", fmt.Sprintf("socks5h://%s:%d", shellIP, mesh.SOCKSPort), "http://"+echoHost+"/")
+		_, text, err := task.get(mesh.MetricsPort, "/metrics")
+		return err == nil && strings.Contains(text, `source_canonical_service="shell-service"`)
+	})
+}
+
+// A broker with the right certificate authority but another identity must not learn the proof.
+func TestBrokerOfWrongIdentity(t *testing.T) {
+	istiod := newMesh(t)
+	broker := startBroker(t, istiod, 0)
+	task := start(t, shellIP, istiod, "AUTH_TOKEN=", "ISTHMUS_BROKER_ADDRESS=https://"+broker.Listener.Addr().String(), "AWS_REGION=us-east-2",
+		"ISTHMUS_BROKER_IDENTITY=spiffe://cluster.local/ns/istio-system/sa/somebody",
+		"AWS_ACCESS_KEY_ID=ASIAIOSFODNN7EXAMPLE", "AWS_SECRET_ACCESS_KEY=secret", "AWS_SESSION_TOKEN=session")
+	meshtest.Eventually(t, "the refusal is logged", func() bool { return strings.Contains(task.out.String(), "verify the broker") })
+	if task.ready() {
+		t.Error("a proxy without identity is ready")
+	}
+}

@@ -1,0 +1,89 @@
+package ztunnel
+
+import (
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/isthmus-mesh/isthmus/internal/telemetry"
+)
+
+func TestParseConfig(t *testing.T) {
+	c, err := ParseConfig([]string{
+		"PROXY_MODE=dedicated", "PROXY_WORKLOAD_INFO=ns/name/sa", "NETWORK=eks", "INSTANCE_IP=::ffff:10.0.0.1", "ISTIO_META_CLUSTER_ID=Kubernetes",
+		"XDS_ADDRESS=istiod.istio-system.svc:15012", "CA_ADDRESS=https://ca:15012", "ALT_XDS_HOSTNAME=x", "LOG_FORMAT=json", "SECRET_TTL=1h",
+		"UNSTABLE_ENABLE_SOCKS5=true", "ISTIO_META_DNS_CAPTURE=false", "ISTIO_METAJSON_A={\"b\":1}", "XDS_HEADER_k=v",
+		"TERMINATION_GRACE_PERIOD_SECONDS=30", "ISTIO_META_DNS_PROXY_ADDR=localhost:5353", "PACKET_MARK=7", "TLS12_ENABLED=true",
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.Mode != Dedicated || c.Workload.Namespace != "ns" || c.Workload.ServiceAccount != "sa" || c.InstanceIP != netip.MustParseAddr("10.0.0.1") {
+		t.Errorf("identity = %+v, %v", c.Workload, c.InstanceIP)
+	}
+	if c.XDSAddress != "https://istiod.istio-system.svc:15012" || c.ClusterID != "Kubernetes" || c.XDSHeaders["k"] != "v" || c.Metadata["A"] == nil {
+		t.Errorf("control plane = %q %q %v %v", c.XDSAddress, c.ClusterID, c.XDSHeaders, c.Metadata)
+	}
+	if !c.SOCKS || c.DNS || c.Listen.DNS != "127.0.0.1:5353" || c.PacketMark != 7 || c.SecretTTL != time.Hour || c.Grace != 25*time.Second || c.LogFormat != telemetry.JSON {
+		t.Errorf("data path = %+v", c)
+	}
+	if len(c.Warnings) != 1 {
+		t.Errorf("warnings = %q, want one for TLS12_ENABLED", c.Warnings)
+	}
+}
+
+func TestDefaults(t *testing.T) {
+	c, err := ParseConfig(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.Mode != Shared || c.PacketMark != 1337 || !c.DNS || c.SOCKS || c.Grace != 5*time.Second || c.Listen.SOCKS != "127.0.0.1:15080" || c.Listen.Admin != "127.0.0.1:15000" {
+		t.Errorf("defaults = %+v", c)
+	}
+	for seconds, want := range map[string]time.Duration{"11": 6 * time.Second, "10": 9 * time.Second, "1": time.Second, "0": time.Second} {
+		c, err := ParseConfig([]string{"TERMINATION_GRACE_PERIOD_SECONDS=" + seconds})
+		if err != nil || c.Grace != want {
+			t.Errorf("grace of %s s = %v, %v; want %v", seconds, c.Grace, err, want)
+		}
+	}
+}
+
+func TestParseConfigReportsAllProblems(t *testing.T) {
+	_, err := ParseConfig([]string{
+		"PROXY_MODE=dedicated", "PROXY_WORKLOAD_INFO=a/b", "INSTANCE_IP=x", "XDS_ADDRESS=http://a", "CA_ADDRESS=", "SECRET_TTL=5", "UNSTABLE_ENABLE_SOCKS5=yes",
+		"PACKET_MARK=-1", "GATEWAY_TLS_ROUTES=x", "GATEWAY_TLS_PORTS=0", "RUST_LOG=loud", "CRL_PATH=/x", "FAKE_CA=true", "LOCAL_XDS_PATH=/x", "COMPLIANCE_POLICY=pqc",
+		"ISTIO_META_DNS_PROXY_ADDR=host:1", "ISTHMUS_BROKER_IDENTITY=x", "ISTHMUS_BROKER_ADDRESS=https://b:1", "CONNECTION_TERMINATION_DEADLINE=soon",
+	})
+	if err == nil {
+		t.Fatal("everything wrong was accepted")
+	}
+	for _, key := range []string{"PROXY_WORKLOAD_INFO", "INSTANCE_IP", "XDS_ADDRESS", "CA_ADDRESS", "SECRET_TTL", "UNSTABLE_ENABLE_SOCKS5", "PACKET_MARK", "GATEWAY_TLS_ROUTES",
+		"GATEWAY_TLS_PORTS", "RUST_LOG", "CRL_PATH", "FAKE_CA", "LOCAL_XDS_PATH", "COMPLIANCE_POLICY", "ISTIO_META_DNS_PROXY_ADDR", "ISTHMUS_BROKER_IDENTITY", "AWS_REGION", "CONNECTION_TERMINATION_DEADLINE"} {
+		if !strings.Contains(err.Error(), key+": ") {
+			t.Errorf("the error does not name %s", key)
+		}
+	}
+	if _, err := ParseConfig([]string{"PROXY_MODE=dedicated"}); err == nil || !strings.Contains(err.Error(), "PROXY_WORKLOAD_INFO") {
+		t.Errorf("dedicated without workload = %v", err)
+	}
+	if _, err := ParseConfig([]string{"PROXY_MODE=gateway"}); err == nil || !strings.Contains(err.Error(), "SERVICE_ACCOUNT") {
+		t.Errorf("gateway without identity = %v", err)
+	}
+}
+
+func TestRootsAndTokens(t *testing.T) {
+	if _, err := rootsOf("XDS_ROOT_CA", "/nowhere/root.pem"); err == nil || !strings.Contains(err.Error(), "XDS_ROOT_CA") {
+		t.Errorf("a missing root file = %v, want an error that names the setting", err)
+	}
+	if _, err := rootsOf("XDS_ROOT_CA", "-----BEGIN CERTIFICATE-----\nx\n-----END CERTIFICATE-----"); err == nil {
+		t.Error("a broken inline PEM was accepted")
+	}
+	token := tokenOf("literal")
+	if s, err := token(t.Context()); err != nil || s != "literal" {
+		t.Errorf("literal token = %q, %v", s, err)
+	}
+	if tokenOf("") != nil {
+		t.Error("no token is not nil")
+	}
+}

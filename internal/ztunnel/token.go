@@ -1,0 +1,72 @@
+package ztunnel
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+)
+
+// maxTokenFile bounds what is read as a token.
+const maxTokenFile = 64 << 10
+
+// tokenOf returns a function that reads the bearer token: from a file each time, or the value itself. It is nil when
+// there is no token.
+func tokenOf(value string) func(context.Context) (string, error) {
+	if value == "" {
+		return nil
+	}
+	if _, err := os.Stat(value); err != nil {
+		return func(context.Context) (string, error) { return value, nil }
+	}
+	return func(context.Context) (string, error) {
+		text, err := os.ReadFile(value)
+		if err != nil {
+			return "", fmt.Errorf("AUTH_TOKEN: %w", err)
+		}
+		text = bytes.TrimSpace(text)
+		if len(text) == 0 || len(text) > maxTokenFile {
+			return "", fmt.Errorf("AUTH_TOKEN: %s holds no usable token", value)
+		}
+		return string(text), nil
+	}
+}
+
+func parseJSON(s string) (any, error) {
+	var v any
+	if err := json.Unmarshal([]byte(s), &v); err != nil {
+		return nil, fmt.Errorf("not JSON: %w", err)
+	}
+	return v, nil
+}
+
+// ownAddress returns the address by which others reach this host: the first that is neither loopback nor link-local,
+// IPv4 first. ECS tasks have a link-local address too, on which only their metadata is served.
+func ownAddress() (netip.Addr, error) {
+	addrs, err := net.InterfaceAddrs()
+	if err != nil {
+		return netip.Addr{}, fmt.Errorf("find the own address: %w", err)
+	}
+	var found netip.Addr
+	for _, a := range addrs {
+		ipn, ok := a.(*net.IPNet)
+		if !ok {
+			continue
+		}
+		ip, ok := netip.AddrFromSlice(ipn.IP)
+		if ip = ip.Unmap(); !ok || !ip.IsGlobalUnicast() {
+			continue
+		}
+		if !found.IsValid() || ip.Is4() && !found.Is4() {
+			found = ip
+		}
+	}
+	if !found.IsValid() {
+		return found, errors.New("find the own address: there is none; set INSTANCE_IP")
+	}
+	return found, nil
+}

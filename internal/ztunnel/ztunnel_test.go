@@ -1,0 +1,265 @@
+package ztunnel
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/isthmus-mesh/isthmus/internal/admin"
+	"github.com/isthmus-mesh/isthmus/internal/mesh"
+	"github.com/isthmus-mesh/isthmus/internal/meshtest"
+	"github.com/isthmus-mesh/isthmus/internal/proxy/proxytest"
+)
+
+var (
+	shellIP = netip.MustParseAddr("10.1.0.1")
+	echoIP  = netip.MustParseAddr("10.1.0.2")
+	gwIP    = netip.MustParseAddr("10.1.0.3")
+	vip     = netip.MustParseAddr("240.240.0.2")
+)
+
+const echoHost = "echo.ecs-demo-1.ecs.local"
+
+func TestMain(m *testing.M) { os.Exit(proxytest.Main(m, shellIP, echoIP, gwIP)) }
+
+// running is a proxy with what it logged.
+type running struct {
+	ip   netip.Addr
+	out  *lockedBuffer
+	stop context.CancelCauseFunc
+	done chan error
+}
+
+// start runs a proxy at ip, with the environment it would have.
+func start(t *testing.T, ip netip.Addr, istiod *meshtest.Istiod, env ...string) *running {
+	t.Helper()
+	root := filepath.Join(t.TempDir(), "root.pem")
+	if err := os.WriteFile(root, istiod.CA.RootPEM(), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cfg, err := ParseConfig(append([]string{"PROXY_MODE=dedicated", "NETWORK=eks", "INSTANCE_IP=" + ip.String(), "CLUSTER_ID=Kubernetes",
+		"XDS_ADDRESS=" + istiod.Address(), "CA_ADDRESS=" + istiod.Address(), "XDS_ROOT_CA=" + root, "CA_ROOT_CA=" + root,
+		"ALT_XDS_HOSTNAME=" + meshtest.IstiodName, "ALT_CA_HOSTNAME=" + meshtest.IstiodName, "AUTH_TOKEN=a-token",
+		"UNSTABLE_ENABLE_SOCKS5=true", "CONNECTION_TERMINATION_DEADLINE=2s"}, env...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := func(port int) string { return fmt.Sprintf("%s:%d", ip, port) }
+	if cfg.Mode == Shared { // the pods' ports are in their own namespaces
+		cfg.Listen.Admin, cfg.Listen.Metrics, cfg.Listen.Readiness = at(mesh.AdminPort), at(mesh.MetricsPort), at(mesh.ReadinessPort)
+	} else {
+		cfg.Listen = Addresses{Outbound: at(mesh.OutboundPort), Plain: at(mesh.InboundPort), HBONE: at(mesh.HBONEPort), SOCKS: at(mesh.SOCKSPort),
+			DNS: at(mesh.DNSPort), Admin: at(mesh.AdminPort), Metrics: at(mesh.MetricsPort), Readiness: at(mesh.ReadinessPort)}
+	}
+	r := &running{ip: ip, out: &lockedBuffer{}, done: make(chan error, 1)}
+	ctx, stop := context.WithCancelCause(context.Background())
+	r.stop = stop
+	go func() { r.done <- Run(ctx, cfg, r.out) }()
+	t.Cleanup(func() {
+		stop(errors.New("test ends"))
+		if err := <-r.done; err != nil {
+			t.Errorf("Run() = %v", err)
+		}
+		r.done <- nil
+		if t.Failed() {
+			t.Logf("log of %s:\n%s", ip, r.out)
+		}
+	})
+	return r
+}
+
+func (r *running) get(port int, path string) (int, string, error) {
+	resp, err := (&http.Transport{DisableKeepAlives: true}).RoundTrip(httptest.NewRequest("GET", fmt.Sprintf("http://%s:%d%s", r.ip, port, path), nil))
+	if err != nil {
+		return 0, "", err
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	return resp.StatusCode, string(b), err
+}
+
+func (r *running) ready() bool {
+	code, _, err := r.get(mesh.ReadinessPort, "/healthz/ready")
+	return err == nil && code == 200
+}
+
+func workload(name, ns, sa string, ip netip.Addr, svcs ...mesh.ServiceKey) *mesh.Workload {
+	w := &mesh.Workload{UID: "Kubernetes/networking.istio.io/WorkloadEntry/" + ns + "/" + name, Name: name, Namespace: ns, TrustDomain: "cluster.local",
+		ServiceAccount: sa, Addresses: []netip.Addr{ip}, Network: "eks", ClusterID: "Kubernetes", Protocol: mesh.HBONE, Capacity: 1,
+		CanonicalName: sa, WorkloadName: sa, Services: map[mesh.ServiceKey]map[uint16]uint16{}}
+	for _, k := range svcs {
+		w.Services[k] = map[uint16]uint16{80: 8080}
+	}
+	return w
+}
+
+func newMesh(t *testing.T) *meshtest.Istiod {
+	t.Helper()
+	istiod := meshtest.NewIstiod(t, nil)
+	key := mesh.ServiceKey{Namespace: "ecs-demo-1", Hostname: echoHost}
+	istiod.Set(workload("shell-1", "default", "shell", shellIP), workload("echo-1", "ecs-demo-1", "echo", echoIP, key),
+		&mesh.Service{Key: key, Name: "echo", VIPs: []mesh.NetworkAddress{{Network: "eks", Addr: vip}}, Ports: map[uint16]uint16{80: 8080}})
+	l, err := net.Listen("tcp", netip.AddrPortFrom(echoIP, 8080).String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	app := &httptest.Server{Listener: l, Config: &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "hello") })}}
+	app.Start()
+	t.Cleanup(app.Close)
+	return istiod
+}
+
+func TestDedicated(t *testing.T) {
+	istiod := newMesh(t)
+	shell := start(t, shellIP, istiod, "PROXY_WORKLOAD_INFO=default/shell-1/shell")
+	echo := start(t, echoIP, istiod, "PROXY_WORKLOAD_INFO=ecs-demo-1/echo-1/echo", "LOG_FORMAT=json")
+	meshtest.Eventually(t, "both are ready", func() bool { return shell.ready() && echo.ready() })
+	curl := func() (string, string, int) {
+		return proxytest.Curl(t, "--proxy", fmt.Sprintf("socks5h://%s:%d", shellIP, mesh.SOCKSPort), "http://"+echoHost+"/")
+	}
+	if out, errOut, code := curl(); out != "hello" {
+		t.Fatalf("curl = %d, %q, %q", code, out, errOut)
+	}
+	meshtest.Eventually(t, "the text access log", func() bool {
+		return strings.Contains(shell.out.String(), "\tinfo\taccess\tconnection complete\tsrc.addr=")
+	})
+	meshtest.Eventually(t, "the JSON access log", func() bool {
+		return strings.Contains(echo.out.String(), `"scope":"access","message":"connection complete","src.addr":"`)
+	})
+	istiod.Set(&mesh.Policy{Key: mesh.PolicyKey{Namespace: "ecs-demo-1", Name: "deny-all"}, Scope: mesh.ScopeNamespace, Action: mesh.Allow})
+	meshtest.Eventually(t, "the policy is enforced", func() bool {
+		_, errOut, code := curl()
+		return code == 56 && strings.Contains(errOut, "Recv failure: Connection reset by peer")
+	})
+	checkDump(t, echo)
+	code, text, err := echo.get(mesh.MetricsPort, "/metrics")
+	if err != nil || code != 200 || !strings.Contains(text, `response_flags="DENY"`) || !strings.Contains(text, "istio_build{") {
+		t.Errorf("metrics = %d, %v", code, err)
+	}
+}
+
+func checkDump(t *testing.T, r *running) {
+	t.Helper()
+	_, text, err := r.get(mesh.AdminPort, "/config_dump")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var d admin.Dump
+	if err := json.Unmarshal([]byte(text), &d); err != nil {
+		t.Fatal(err)
+	}
+	if len(d.Workloads) != 2 || len(d.Services) != 1 || len(d.Policies) != 1 || len(d.Certificates) != 1 || len(d.WorkloadState) != 1 {
+		t.Errorf("dump has %d workloads, %d services, %d policies, %d certificates, %d proxied workloads; want 2, 1, 1, 1, 1",
+			len(d.Workloads), len(d.Services), len(d.Policies), len(d.Certificates), len(d.WorkloadState))
+	}
+	if c := d.Certificates[0]; c.State != "Available" || len(c.CertChain) != 1 || len(c.RootCerts) != 1 || c.Identity != "spiffe://cluster.local/ns/ecs-demo-1/sa/echo" {
+		t.Errorf("certificate = %+v", c)
+	}
+	if strings.Contains(text, "a-token") {
+		t.Error("the dump holds the token")
+	}
+}
+
+func TestDrainOnStop(t *testing.T) {
+	istiod := newMesh(t)
+	shell := start(t, shellIP, istiod, "PROXY_WORKLOAD_INFO=default/shell-1/shell")
+	meshtest.Eventually(t, "it is ready", shell.ready)
+	resp, err := http.Post(fmt.Sprintf("http://%s:%d/quitquitquit", shellIP, mesh.AdminPort), "", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	meshtest.Eventually(t, "it stops", func() bool {
+		select {
+		case err := <-shell.done:
+			shell.done <- err
+			return true
+		default:
+			return false
+		}
+	})
+	if !strings.Contains(shell.out.String(), "proxy stopped") {
+		t.Error("the log does not end with the stop: lines are missing")
+	}
+}
+
+// A gateway hands a tunnel from another network to a workload of its own, and passes TLS through by name.
+func TestGateway(t *testing.T) {
+	istiod := newMesh(t)
+	remoteHost := mesh.ServiceKey{Namespace: "ecs-demo-1", Hostname: echoHost}
+	far := &mesh.Workload{UID: "far/SplitHorizonWorkload/x/ecs-demo-1/" + echoHost, Name: "split", Namespace: "ecs-demo-1", TrustDomain: "cluster.local",
+		ServiceAccount: "none", Network: "eks", ClusterID: "Kubernetes", Protocol: mesh.HBONE, Capacity: 1,
+		NetworkGateway: &mesh.GatewayAddress{Address: mesh.NetworkAddress{Network: "eks", Addr: gwIP}, HBONEPort: 15008},
+		Services:       map[mesh.ServiceKey]map[uint16]uint16{remoteHost: {80: 8080}}}
+	// A second control plane tells the client's view: the service is on another network.
+	other := meshtest.NewIstiod(t, istiod.CA)
+	client := workload("shell-1", "default", "shell", shellIP)
+	client.Network = "vpc"
+	gw := workload("gw", "istio-system", "eastwest", gwIP)
+	other.Set(client, far, gw, &mesh.Service{Key: remoteHost, Name: "echo", VIPs: []mesh.NetworkAddress{{Network: "vpc", Addr: vip}}, Ports: map[uint16]uint16{80: 8080},
+		SubjectAltNames: []string{"spiffe://cluster.local/ns/ecs-demo-1/sa/echo"}})
+	shell := start(t, shellIP, other, "PROXY_WORKLOAD_INFO=default/shell-1/shell", "NETWORK=vpc")
+	echo := start(t, echoIP, istiod, "PROXY_WORKLOAD_INFO=ecs-demo-1/echo-1/echo")
+	gateway := start(t, gwIP, istiod, "PROXY_MODE=gateway", "POD_NAME=gw", "POD_NAMESPACE=istio-system", "SERVICE_ACCOUNT=eastwest",
+		"GATEWAY_TLS_ROUTES="+meshtest.IstiodName+"="+istiod.Address(), "GATEWAY_TLS_PORTS=15012")
+	meshtest.Eventually(t, "all are ready", func() bool { return shell.ready() && echo.ready() && gateway.ready() })
+	out, errOut, code := proxytest.Curl(t, "--proxy", fmt.Sprintf("socks5h://%s:%d", shellIP, mesh.SOCKSPort), "http://"+echoHost+"/")
+	if out != "hello" {
+		t.Fatalf("curl through the gateway = %d, %q, %q", code, out, errOut)
+	}
+	meshtest.Eventually(t, "the true client's identity at the server", func() bool {
+		return strings.Contains(echo.out.String(), `src.identity="spiffe://cluster.local/ns/default/sa/shell"`)
+	})
+	meshtest.Eventually(t, "the gateway's access log", func() bool {
+		return strings.Contains(gateway.out.String(), "dst.hbone_addr="+echoHost+":80")
+	})
+	// And the control plane through the gateway's passthrough port, as a task reaches it.
+	task := start(t, netip.MustParseAddr("127.0.0.77"), istiod, "PROXY_WORKLOAD_INFO=ecs-demo-1/echo-1/echo", "XDS_ADDRESS="+gwIP.String()+":15012", "CA_ADDRESS="+gwIP.String()+":15012")
+	meshtest.Eventually(t, "a task behind the gateway is ready", task.ready)
+}
+
+func TestHealthAndVersion(t *testing.T) {
+	var out, errOut bytes.Buffer
+	if code := Main([]string{"version"}, nil, &out, &errOut); code != 0 || out.Len() == 0 {
+		t.Errorf("version = %d, %q", code, out.String())
+	}
+	if code := Main([]string{"health"}, nil, &out, &errOut); code != 1 || !strings.Contains(errOut.String(), "not reachable") {
+		t.Errorf("health without a proxy = %d, %q", code, errOut.String())
+	}
+	errOut.Reset()
+	if code := Main([]string{"dance"}, nil, &out, &errOut); code != 2 {
+		t.Errorf("unknown command = %d", code)
+	}
+	if code := Main(nil, []string{"PROXY_MODE=x", "INSTANCE_IP=y"}, &out, &errOut); code != 1 || !strings.Contains(errOut.String(), "PROXY_MODE") || !strings.Contains(errOut.String(), "INSTANCE_IP") {
+		t.Errorf("bad configuration = %d, %q; want both problems", code, errOut.String())
+	}
+}
+
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (b *lockedBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.Write(p)
+}
+
+func (b *lockedBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.String()
+}
