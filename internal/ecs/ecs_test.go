@@ -1,0 +1,533 @@
+package ecs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/isthmus-mesh/isthmus/internal/awsapi/awsfake"
+	"github.com/isthmus-mesh/isthmus/internal/ecs/inventory"
+)
+
+var optedIn = inventory.Tags{"ecs.solo.io/discovery-enabled": "true"}
+
+// world is a fake account and a Reflector on it.
+type world struct {
+	t    *testing.T
+	aws  *awsfake.ECS
+	refl *Reflector
+	now  time.Time
+	def  string
+}
+
+func newWorld(t *testing.T) *world {
+	t.Helper()
+	w := &world{t: t, aws: awsfake.New("123456789012", "us-east-2"), now: time.Unix(1_800_000_000, 0)}
+	var err error
+	w.refl, err = New(Config{Account: "123456789012", Region: "us-east-2", Source: w.aws.Reader(), Log: slog.New(slog.DiscardHandler), Now: func() time.Time { return w.now }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.def = w.aws.AddDefinition(inventory.TaskDefinition{Family: "echo", Revision: 1, Containers: []inventory.ContainerDefinition{{Name: "app", Essential: true}}})
+	return w
+}
+
+// sweep advances the clock past any back-off and sweeps completely.
+func (w *world) sweep() *Snapshot {
+	w.t.Helper()
+	w.now = w.now.Add(10 * time.Minute)
+	s, _ := w.refl.Sweep(w.t.Context(), true)
+	return s
+}
+
+func (w *world) mustSweep() *Snapshot {
+	w.t.Helper()
+	s := w.sweep()
+	if !s.Complete {
+		w.t.Fatalf("sweep is incomplete: %v", s.Err)
+	}
+	return s
+}
+
+func taskIn(s *Snapshot, arn string) *Task {
+	for _, c := range s.Clusters {
+		if t := c.Tasks[arn]; t != nil {
+			return t
+		}
+	}
+	return nil
+}
+
+func TestSweepReadsEverything(t *testing.T) {
+	w := newWorld(t)
+	c := w.aws.AddCluster("ecs-demo-1", optedIn)
+	w.aws.AddCluster("private", nil)
+	w.aws.AddService(c, "echo-service", w.def)
+	task := w.aws.RunTask(c, "echo-service", w.def)
+	s := w.mustSweep()
+	if len(s.Clusters) != 1 || s.Clusters[c] == nil {
+		t.Fatalf("clusters = %v, want only the opted-in one", s.Clusters)
+	}
+	v, ok := s.FindTask(inventory.LastPart(task))
+	if !ok || v.Service == nil || v.Service.Name != "echo-service" || v.Definition == nil || v.Definition.Family != "echo" {
+		t.Fatalf("FindTask = %+v, %v", v, ok)
+	}
+	if s.CompleteSweeps != 1 || s.SweptAt.IsZero() || s.Version != 1 {
+		t.Errorf("counters = %d %v %d", s.CompleteSweeps, s.SweptAt, s.Version)
+	}
+	if again := w.mustSweep(); again.Version != s.Version {
+		t.Errorf("Version = %d after a sweep without news, want %d", again.Version, s.Version)
+	}
+}
+
+// Trap 1: ListServices gives 10 by default, DescribeServices takes 10, ListTasks and DescribeTasks 100.
+func TestTrap1PagesAndBatches(t *testing.T) {
+	w := newWorld(t)
+	c := w.aws.AddCluster("big", optedIn)
+	for i := range 137 {
+		w.aws.AddService(c, fmt.Sprintf("svc-%03d", i), w.def)
+	}
+	for i := range 253 {
+		w.aws.RunTask(c, fmt.Sprintf("svc-%03d", i%137), w.def)
+	}
+	s := w.mustSweep()
+	if services, tasks := s.Counts(); services != 137 || tasks != 253 {
+		t.Fatalf("Counts() = %d, %d, want 137, 253", services, tasks)
+	}
+	for op, want := range map[string]int{"ListServices": 2, "DescribeServices": 14, "DescribeTasks": 3, "ListTasks": 3 + 137, "DescribeTaskDefinition": 1} {
+		if got := w.aws.CallCount(op); got != want {
+			t.Errorf("%s was called %d times, want %d", op, got, want)
+		}
+	}
+	// Membership and definitions are read once only.
+	w.mustSweep()
+	if got := w.aws.CallCount("ListTasks"); got != 3+137+3 {
+		t.Errorf("ListTasks was called %d times after two sweeps, want 143", got)
+	}
+}
+
+// Trap 2: a throttled, denied, failing, partial or empty reading takes nothing away.
+func TestTrap2BadSweepsTakeNothingAway(t *testing.T) {
+	tests := []struct {
+		name     string
+		break_   func(w *world, cluster, task string)
+		complete bool
+	}{
+		{"list clusters throttled", func(w *world, _, _ string) { w.aws.Break("ListClusters", "", awsfake.ErrThrottled) }, false},
+		{"list clusters denied", func(w *world, _, _ string) { w.aws.Break("ListClusters", "", awsfake.ErrDenied) }, false},
+		{"describe clusters fails", func(w *world, _, _ string) { w.aws.Break("DescribeClusters", "", awsfake.ErrServer) }, false},
+		{"describe clusters silent about one", func(w *world, c, _ string) { w.aws.Silence(c) }, false},
+		{"list tasks throttled", func(w *world, _, _ string) { w.aws.Break("ListTasks", "", awsfake.ErrThrottled) }, false},
+		{"list tasks denied in the cluster", func(w *world, _, _ string) { w.aws.Break("ListTasks", "ecs-demo-1", awsfake.ErrDenied) }, false},
+		{"describe tasks throttled", func(w *world, _, _ string) { w.aws.Break("DescribeTasks", "", awsfake.ErrThrottled) }, false},
+		{"describe tasks silent about one", func(w *world, _, task string) { w.aws.Silence(task) }, false},
+		{"list services fails", func(w *world, _, _ string) { w.aws.Break("ListServices", "", awsfake.ErrServer) }, false},
+		{"describe services denied", func(w *world, _, _ string) { w.aws.Break("DescribeServices", "", awsfake.ErrDenied) }, false},
+		{"clusters list empty", func(w *world, _, _ string) { w.aws.EmptyList("ListClusters") }, true},
+		{"tasks list empty", func(w *world, _, _ string) { w.aws.EmptyList("ListTasks") }, true},
+		{"services list empty", func(w *world, _, _ string) { w.aws.EmptyList("ListServices") }, true},
+		{"one task hidden from lists", func(w *world, _, task string) { w.aws.Hide(task) }, true},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			w := newWorld(t)
+			c := w.aws.AddCluster("ecs-demo-1", optedIn)
+			w.aws.AddService(c, "echo-service", w.def)
+			task := w.aws.RunTask(c, "echo-service", w.def)
+			first := w.mustSweep()
+			tt.break_(w, c, task)
+			for range 4 {
+				s := w.sweep()
+				if s.Complete != tt.complete {
+					t.Fatalf("Complete = %v (%v), want %v", s.Complete, s.Err, tt.complete)
+				}
+				services, tasks := s.Counts()
+				if services != 1 || tasks != 1 || len(s.Clusters) != 1 || len(s.Gone) != 0 {
+					t.Fatalf("after a bad sweep: %d clusters, %d services, %d tasks, gone %v", len(s.Clusters), services, tasks, s.Gone)
+				}
+				if !tt.complete && s.CompleteSweeps != first.CompleteSweeps {
+					t.Fatalf("CompleteSweeps = %d, want %d", s.CompleteSweeps, first.CompleteSweeps)
+				}
+			}
+			w.aws.Mend()
+			w.mustSweep()
+		})
+	}
+}
+
+// Trap 3: an older version after a newer one is dropped.
+func TestTrap3OlderVersionIsDropped(t *testing.T) {
+	w := newWorld(t)
+	c := w.aws.AddCluster("ecs-demo-1", optedIn)
+	w.aws.AddService(c, "echo-service", w.def)
+	task := w.aws.RunTask(c, "echo-service", w.def)
+	w.mustSweep()
+	w.aws.StopTask(task)
+	if got := taskIn(w.mustSweep(), task); got == nil || got.DesiredStatus != inventory.TaskStopped {
+		t.Fatalf("task = %+v, want desired STOPPED", got)
+	}
+	newest := *taskIn(w.refl.Snapshot(), task)
+	w.aws.FreezeAs(task, func(x *inventory.Task) {
+		x.Version, x.LastStatus, x.DesiredStatus = newest.Version-1, inventory.TaskRunning, inventory.TaskRunning
+	})
+	for range 3 {
+		if got := taskIn(w.mustSweep(), task); got == nil || got.Version != newest.Version || !got.Stopping() {
+			t.Fatalf("an older reading replaced a newer one: %+v", got)
+		}
+	}
+}
+
+// Trap 3: attachments are called ElasticNetworkInterface by the API and eni in events.
+func TestTrap3BothNamesOfAnInterface(t *testing.T) {
+	for _, typ := range []string{"ElasticNetworkInterface", "eni"} {
+		task := &Task{Attachments: []inventory.Attachment{{Type: typ, Status: "ATTACHED", Details: map[string]string{"privateIPv4Address": "10.0.0.9"}}}}
+		if got := task.Addresses(); len(got) != 1 || got[0].String() != "10.0.0.9" {
+			t.Errorf("Addresses() with type %s = %v", typ, got)
+		}
+		task.Attachments[0].Status = "DETACHING"
+		if !task.InterfaceLeaving() {
+			t.Errorf("InterfaceLeaving() with type %s = false", typ)
+		}
+	}
+}
+
+// Trap 4: a task leaves ListTasks when it should stop, though it still runs; it must not vanish without a reason.
+func TestTrap4StoppingTaskIsFollowedToItsEnd(t *testing.T) {
+	w := newWorld(t)
+	c := w.aws.AddCluster("ecs-demo-1", optedIn)
+	w.aws.AddService(c, "echo-service", w.def)
+	task := w.aws.RunTask(c, "echo-service", w.def)
+	w.aws.Edit(task, func(x *inventory.Task) { x.Tags = inventory.Tags{"ecs.solo.io/service-account": "echo"} })
+	w.mustSweep()
+	w.aws.StopTask(task)
+	s := w.mustSweep()
+	got := taskIn(s, task)
+	if got == nil || !got.Stopping() || got.LastStatus != inventory.TaskRunning {
+		t.Fatalf("task = %+v, want it still there and stopping", got)
+	}
+	if got.Tags["ecs.solo.io/service-account"] != "echo" {
+		t.Errorf("tags = %v: StopTask takes the tags, but not who the task was", got.Tags)
+	}
+	w.aws.EndTask(task)
+	s = w.mustSweep()
+	if taskIn(s, task) != nil || s.Gone[task] != inventory.Terminal {
+		t.Errorf("after the end: task %v, gone %v, want terminal", taskIn(s, task), s.Gone[task])
+	}
+}
+
+func TestTaskMissing(t *testing.T) {
+	w := newWorld(t)
+	c := w.aws.AddCluster("ecs-demo-1", optedIn)
+	task := w.aws.RunTask(c, "", w.def)
+	w.mustSweep()
+	w.aws.ForgetTask(task)
+	if s := w.mustSweep(); taskIn(s, task) != nil || s.Gone[task] != inventory.Missing {
+		t.Errorf("gone = %v, want missing", s.Gone[task])
+	}
+}
+
+// Trap 6: an INACTIVE service counts as none, and its name may come back; so may a cluster's.
+func TestTrap6InactiveNamesComeBack(t *testing.T) {
+	w := newWorld(t)
+	c := w.aws.AddCluster("ecs-demo-1", optedIn)
+	svc := w.aws.AddService(c, "echo-service", w.def)
+	w.mustSweep()
+	w.aws.EditService(c, "echo-service", func(s *inventory.Service) { s.Status = inventory.StatusInactive })
+	s := w.mustSweep()
+	if services, _ := s.Counts(); services != 0 || s.Gone[svc] != inventory.Terminal {
+		t.Fatalf("services = %d, gone %v", services, s.Gone[svc])
+	}
+	def2 := w.aws.AddDefinition(inventory.TaskDefinition{Family: "echo", Revision: 2})
+	w.aws.AddService(c, "echo-service", def2)
+	s = w.mustSweep()
+	if got := s.Clusters[c].Services["echo-service"]; got == nil || got.TaskDefinition != def2 {
+		t.Fatalf("service = %+v, want the new one", got)
+	}
+	if why, ok := s.Gone[svc]; ok {
+		t.Errorf("gone = %v for a service that is back", why)
+	}
+	w.aws.SetCluster(c, inventory.StatusInactive, optedIn)
+	s = w.mustSweep()
+	if len(s.Clusters) != 0 || s.Gone[svc] != inventory.ClusterGone {
+		t.Fatalf("clusters = %v, gone %v", s.Clusters, s.Gone[svc])
+	}
+	w.aws.SetCluster(c, inventory.StatusActive, optedIn)
+	if s = w.mustSweep(); len(s.Clusters) != 1 || len(s.Gone) != 0 {
+		t.Errorf("clusters = %d, gone = %v after the cluster came back", len(s.Clusters), s.Gone)
+	}
+}
+
+// Trap 7: an override of the task role wins over the definition's.
+func TestTrap7TaskRoleOverride(t *testing.T) {
+	w := newWorld(t)
+	c := w.aws.AddCluster("ecs-demo-1", optedIn)
+	def := w.aws.AddDefinition(inventory.TaskDefinition{Family: "roles", Revision: 1, TaskRoleARN: "arn:aws:iam::123456789012:role/base"})
+	plain, other := w.aws.RunTask(c, "", def), w.aws.RunTask(c, "", def)
+	w.aws.Edit(other, func(x *inventory.Task) { x.TaskRoleOverride = "arn:aws:iam::123456789012:role/other" })
+	s := w.mustSweep()
+	for arn, want := range map[string]string{plain: "arn:aws:iam::123456789012:role/base", other: "arn:aws:iam::123456789012:role/other"} {
+		if v, _ := s.FindTask(inventory.LastPart(arn)); v.RoleARN() != want {
+			t.Errorf("RoleARN() = %q, want %q", v.RoleARN(), want)
+		}
+	}
+}
+
+func TestOptOutNeedsTwoSweeps(t *testing.T) {
+	w := newWorld(t)
+	c := w.aws.AddCluster("ecs-demo-1", optedIn)
+	task := w.aws.RunTask(c, "", w.def)
+	w.mustSweep()
+	w.aws.SetCluster(c, inventory.StatusActive, nil)
+	if s := w.mustSweep(); taskIn(s, task) == nil {
+		t.Fatal("the cluster went after one sweep without its tag")
+	}
+	if s := w.mustSweep(); len(s.Clusters) != 0 || s.Gone[task] != inventory.OptedOut {
+		t.Errorf("clusters = %v, gone = %v, want opted out", s.Clusters, s.Gone[task])
+	}
+}
+
+func TestVanishedClusterIsTolerated(t *testing.T) {
+	w := newWorld(t)
+	c1, c2 := w.aws.AddCluster("ecs-demo-1", optedIn), w.aws.AddCluster("ecs-demo-2", optedIn)
+	t1, t2 := w.aws.RunTask(c1, "", w.def), w.aws.RunTask(c2, "", w.def)
+	w.mustSweep()
+	w.aws.RemoveCluster(c2)
+	s, err := w.refl.Sweep(t.Context(), false) // between full sweeps: its lists say that it is unknown
+	if s.Complete || !errors.Is(err, errClusterUnknown) || taskIn(s, t2) == nil {
+		t.Fatalf("first sweep: complete %v, err %v, task kept %v", s.Complete, err, taskIn(s, t2) != nil)
+	}
+	s = w.mustSweep()
+	if s.Clusters[c2] != nil || s.Gone[t2] != inventory.ClusterGone || taskIn(s, t1) == nil {
+		t.Errorf("clusters %v, gone %v", s.Clusters, s.Gone)
+	}
+}
+
+func TestSickClusterDelaysNobody(t *testing.T) {
+	w := newWorld(t)
+	c1, c2 := w.aws.AddCluster("good", optedIn), w.aws.AddCluster("sick", optedIn)
+	w.aws.RunTask(c2, "", w.def)
+	w.mustSweep()
+	w.aws.Break("ListTasks", "sick", awsfake.ErrThrottled)
+	before := w.aws.CallCount("ListTasks")
+	late := w.aws.RunTask(c1, "", w.def)
+	for range 5 { // the clock stands still: the sick one is asked once, then left alone
+		w.refl.Sweep(t.Context(), false)
+	}
+	s := w.refl.Snapshot()
+	if s.Complete || s.Clusters[c2].Complete || !s.Clusters[c1].Complete || taskIn(s, late) == nil {
+		t.Errorf("complete %v, sick %v, good %v, new task seen %v", s.Complete, s.Clusters[c2].Complete, s.Clusters[c1].Complete, taskIn(s, late) != nil)
+	}
+	if got := w.aws.CallCount("ListTasks") - before; got != 5+1 {
+		t.Errorf("ListTasks was called %d times in 5 sweeps, want 6", got)
+	}
+	w.now = w.now.Add(backoffFirst)
+	w.aws.Mend()
+	if s, err := w.refl.Sweep(t.Context(), false); !s.Complete {
+		t.Errorf("after the back-off: %v", err)
+	}
+}
+
+func TestForgedGroupIsNoMember(t *testing.T) {
+	w := newWorld(t)
+	c := w.aws.AddCluster("ecs-demo-1", optedIn)
+	w.aws.AddService(c, "payments", w.def)
+	forged := w.aws.RunTask(c, "", w.def)
+	w.aws.Edit(forged, func(x *inventory.Task) { x.Group = "service:payments" })
+	v, _ := w.mustSweep().FindTask(inventory.LastPart(forged))
+	if v.Service != nil {
+		t.Errorf("a task that merely says so is a member of %s", v.Service.Name)
+	}
+}
+
+func TestExpectFindsEvidenceAfterRestart(t *testing.T) {
+	w := newWorld(t)
+	c := w.aws.AddCluster("ecs-demo-1", optedIn)
+	running, ended, gone := w.aws.RunTask(c, "", w.def), w.aws.RunTask(c, "", w.def), w.aws.RunTask(c, "", w.def)
+	w.aws.EndTask(ended)
+	w.aws.ForgetTask(gone)
+	other := "arn:aws:ecs:us-east-2:123456789012:task/no-such-cluster/00000000000000000000000000000001"
+	foreign := "arn:aws:ecs:us-east-2:999999999999:task/x/00000000000000000000000000000001"
+	w.refl.Expect(running, ended, gone, other, foreign, "rubbish")
+	s := w.mustSweep()
+	want := map[string]inventory.Evidence{ended: inventory.Terminal, gone: inventory.Missing, other: inventory.ClusterGone}
+	if len(s.Gone) != len(want) {
+		t.Errorf("gone = %v, want %v", s.Gone, want)
+	}
+	for arn, why := range want {
+		if s.Gone[arn] != why {
+			t.Errorf("gone[%s] = %v, want %v", arn, s.Gone[arn], why)
+		}
+	}
+}
+
+func TestDefinitionTagsAreReadAgain(t *testing.T) {
+	w := newWorld(t)
+	c := w.aws.AddCluster("ecs-demo-1", optedIn)
+	w.aws.RunTask(c, "", w.def)
+	w.mustSweep()
+	w.aws.AddDefinition(inventory.TaskDefinition{ARN: w.def, Family: "echo", Revision: 1, Tags: inventory.Tags{"ecs.solo.io/service-account": "late"}})
+	if s := w.mustSweep(); s.Definitions[w.def].Tags["ecs.solo.io/service-account"] != "late" {
+		t.Errorf("tags = %v, want those added later", s.Definitions[w.def].Tags)
+	}
+}
+
+func TestFailedDefinitionMarksTheCluster(t *testing.T) {
+	w := newWorld(t)
+	c := w.aws.AddCluster("ecs-demo-1", optedIn)
+	w.aws.RunTask(c, "", w.def)
+	w.aws.Break("DescribeTaskDefinition", "", awsfake.ErrThrottled)
+	if s := w.sweep(); s.Complete || s.Clusters[c].Complete {
+		t.Error("a sweep without the task's definition counts as complete")
+	}
+	w.aws.Mend()
+	w.mustSweep()
+}
+
+func TestCancelledSweepPublishesNothing(t *testing.T) {
+	w := newWorld(t)
+	w.aws.AddCluster("ecs-demo-1", optedIn)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := w.refl.Sweep(ctx, true); !errors.Is(err, context.Canceled) {
+		t.Fatalf("Sweep = %v, want canceled", err)
+	}
+	if s := w.refl.Snapshot(); s.Sweeps != 0 {
+		t.Errorf("Sweeps = %d, want 0", s.Sweeps)
+	}
+}
+
+func TestNewNamesWhatIsMissing(t *testing.T) {
+	if _, err := New(Config{Account: "1"}); err == nil || err.Error() != "ecs: Config.Region is required" {
+		t.Errorf("New = %v", err)
+	}
+}
+
+func TestRunSweepsAtIntervalsAndOnKick(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		aws := awsfake.New("123456789012", "us-east-2")
+		c := aws.AddCluster("ecs-demo-1", optedIn)
+		r, err := New(Config{Account: "123456789012", Region: "us-east-2", Source: aws.Reader(), Log: slog.New(slog.DiscardHandler), Jitter: -1})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- r.Run(ctx) }()
+		synctest.Wait()
+		if s := r.Snapshot(); s.Sweeps != 1 || !s.Complete {
+			t.Fatalf("Sweeps = %d, want 1", s.Sweeps)
+		}
+		time.Sleep(61 * time.Second) // virtual time
+		synctest.Wait()
+		if s := r.Snapshot(); s.Sweeps != 7 {
+			t.Errorf("Sweeps = %d after a minute, want 7", s.Sweeps)
+		}
+		if got := aws.CallCount("ListClusters"); got != 2 {
+			t.Errorf("ListClusters was called %d times in a minute, want 2", got)
+		}
+		aws.RunTask(c, "", "none")
+		_, changed := r.Watch()
+		start := time.Now()
+		r.Kick()
+		r.Kick()
+		<-changed
+		if d := time.Since(start); d > 200*time.Millisecond {
+			t.Errorf("a kick took %v", d)
+		}
+		if _, tasks := r.Snapshot().Counts(); tasks != 1 {
+			t.Errorf("tasks = %d, want 1", tasks)
+		}
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("Run = %v, want nil", err)
+		}
+	})
+}
+
+// Clusters in which a task starts are looked at more often, the others are not; and that is no complete sweep.
+func TestStartingTasksAreFollowed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		aws := awsfake.New("123456789012", "us-east-2")
+		busy := aws.AddCluster("busy", optedIn)
+		aws.AddCluster("quiet", optedIn)
+		def := aws.AddDefinition(inventory.TaskDefinition{Family: "echo", Revision: 1, Containers: []inventory.ContainerDefinition{{Name: "ztunnel", HasHealthCheck: true}}})
+		r, err := New(Config{Account: "123456789012", Region: "us-east-2", Source: aws.Reader(), Log: slog.New(slog.DiscardHandler), Jitter: -1})
+		if err != nil {
+			t.Fatal(err)
+		}
+		task := aws.RunTask(busy, "", def)
+		aws.Edit(task, func(x *inventory.Task) { x.LastStatus, x.CreatedAt = inventory.TaskPending, time.Now() })
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- r.Run(ctx) }()
+		synctest.Wait()
+		before, complete := aws.CallCount("ListTasks"), r.Snapshot().CompleteSweeps
+		time.Sleep(7 * time.Second) // virtual time: hot looks after 2, 4 and 6 s
+		synctest.Wait()
+		if got := aws.CallCount("ListTasks") - before; got != 3 {
+			t.Errorf("ListTasks was called %d times in 7 s, want 3, of the busy cluster only", got)
+		}
+		if got := r.Snapshot().CompleteSweeps; got != complete {
+			t.Errorf("CompleteSweeps = %d, want %d: looking at one cluster is no sweep", got, complete)
+		}
+		aws.Edit(task, func(x *inventory.Task) {
+			x.LastStatus, x.Containers[0].HealthStatus = inventory.TaskRunning, inventory.Unknown
+		})
+		_, changed := r.Watch()
+		start := time.Now()
+		<-changed
+		if d := time.Since(start); d > 2*time.Second || taskIn(r.Snapshot(), task).LastStatus != inventory.TaskRunning {
+			t.Errorf("a running task was noticed after %v", d)
+		}
+		aws.Edit(task, func(x *inventory.Task) { x.Containers[0].HealthStatus = inventory.Healthy })
+		time.Sleep(3 * time.Second)
+		synctest.Wait()
+		if got := hot(r.Snapshot(), time.Now()); len(got) != 0 {
+			t.Errorf("hot = %v although the task is healthy", got)
+		}
+		sweeps := r.Snapshot().CompleteSweeps
+		time.Sleep(30 * time.Second)
+		synctest.Wait()
+		if got := r.Snapshot().CompleteSweeps - sweeps; got < 3 || got > 4 {
+			t.Errorf("%d complete sweeps in 30 s, want about 3", got)
+		}
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("Run = %v", err)
+		}
+	})
+}
+
+func TestBackoff(t *testing.T) {
+	for n, want := range map[int]time.Duration{1: 2 * time.Second, 2: 4 * time.Second, 4: 16 * time.Second, 9: 5 * time.Minute, 1000: 5 * time.Minute} {
+		if got := backoff(n); got != want {
+			t.Errorf("backoff(%d) = %v, want %v", n, got, want)
+		}
+	}
+}
+
+// Memory and time of a sweep over 10,000 tasks in 20 clusters, of which nothing changed.
+func BenchmarkQuietSweep(b *testing.B) {
+	aws := awsfake.New("123456789012", "us-east-2")
+	def := aws.AddDefinition(inventory.TaskDefinition{Family: "echo", Revision: 1})
+	for i := range 20 {
+		c := aws.AddCluster(fmt.Sprintf("c%02d", i), optedIn)
+		aws.AddService(c, "svc", def)
+		for range 500 {
+			aws.RunTask(c, "svc", def)
+		}
+	}
+	r, err := New(Config{Account: "123456789012", Region: "us-east-2", Source: aws.Reader(), Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		b.Fatal(err)
+	}
+	r.Sweep(b.Context(), true)
+	b.ReportAllocs()
+	for b.Loop() {
+		r.Sweep(b.Context(), false)
+	}
+}
