@@ -1,0 +1,77 @@
+package cli
+
+import (
+	"context"
+	"strings"
+
+	"github.com/isthmus-mesh/isthmus/internal/awsapi"
+	"github.com/isthmus-mesh/isthmus/internal/config"
+	"github.com/isthmus-mesh/isthmus/internal/diag"
+)
+
+// managedTag marks what the command line made, so that clean-up removes that and nothing else.
+const managedTag = "isthmus.dev/managed-by"
+
+// discoveryTag opts a cluster in to discovery.
+const discoveryTag = "ecs.solo.io/discovery-enabled"
+
+func madeBy(cfg config.Config) map[string]string {
+	tags := map[string]string{managedTag: "isthmus"}
+	if cfg.OwnerName != "" {
+		tags["owner"] = cfg.OwnerName
+	}
+	return tags
+}
+
+// aws opens the AWS account of the configuration.
+func (a *app) aws(ctx context.Context, cfg config.Config) (*awsapi.Admin, error) {
+	s, err := awsapi.Open(ctx, awsapi.Config{Region: cfg.Region, Profile: cfg.Profile, RateShare: 1, SessionName: "isthmus"})
+	if err != nil {
+		return nil, diag.Wrap(diag.CloudUnreachable, err)
+	}
+	admin, err := awsapi.NewAdmin(ctx, s, awsapi.Target{Region: cfg.Region})
+	if err != nil {
+		return nil, diag.Wrap(diag.CloudUnreachable, err)
+	}
+	return admin, nil
+}
+
+// account returns the account id: of the configuration, or of whoever AWS says we are.
+func (a *app) account(ctx context.Context, cfg config.Config) (string, error) {
+	if cfg.Account != "" {
+		return cfg.Account, nil
+	}
+	admin, err := a.aws(ctx, cfg)
+	if err != nil {
+		return "", err
+	}
+	id, _, err := admin.Account(ctx)
+	return id, awsError(err)
+}
+
+// awsError gives the errors that mean "no AWS here" their code and leaves the others as they are.
+func awsError(err error) error {
+	if awsapi.IsEndpointDown(err) || err != nil && strings.Contains(err.Error(), "get aws credentials") {
+		return diag.Wrap(diag.CloudUnreachable, err)
+	}
+	return err
+}
+
+// partition is the AWS partition of a region.
+func partition(region string) string {
+	switch {
+	case strings.HasPrefix(region, "cn-"):
+		return "aws-cn"
+	case strings.HasPrefix(region, "us-gov-"):
+		return "aws-us-gov"
+	}
+	return "aws"
+}
+
+func roleARN(cfg config.Config, account, pathAndName string) string {
+	return "arn:" + partition(cfg.Region) + ":iam::" + account + ":role/" + strings.TrimPrefix(pathAndName, "/")
+}
+
+func taskRoleARN(cfg config.Config, account string) string {
+	return roleARN(cfg, account, cfg.TaskRole)
+}

@@ -1,0 +1,290 @@
+package cli
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/isthmus-mesh/isthmus/internal/awsapi"
+	"github.com/isthmus-mesh/isthmus/internal/config"
+	"github.com/isthmus-mesh/isthmus/internal/diag"
+	"github.com/isthmus-mesh/isthmus/internal/ecs/inventory"
+	"github.com/isthmus-mesh/isthmus/internal/enrol"
+	"github.com/isthmus-mesh/isthmus/internal/kube"
+)
+
+// enrolFlags are the flags that add-service and render share.
+type enrolFlags struct {
+	namespace, serviceAccount string
+	image, gateway, capture   string
+	clientOnly                bool
+}
+
+func (f *enrolFlags) register(c *cobra.Command) {
+	c.Flags().StringVarP(&f.namespace, "namespace", "n", "", "Kubernetes namespace of the tasks' identity (default the cluster's name)")
+	c.Flags().StringVar(&f.serviceAccount, "service-account", "", "Kubernetes service account of the tasks' identity (default from the configuration)")
+	c.Flags().StringVar(&f.image, "image", "", "image of ztunnel (default from the configuration)")
+	c.Flags().StringVar(&f.gateway, "gateway-address", "", "address of the east-west gateway (default from the Gateway's status)")
+	c.Flags().StringVar(&f.capture, "capture", "socks", "how the application's connections reach the proxy: socks, platform or none")
+	c.Flags().BoolVar(&f.clientOnly, "client-only", false, "allow a service without ports")
+}
+
+// options are what flags and configuration say of the proxy.
+func (f *enrolFlags) options(cfg config.Config, clusterName string) enrol.Options {
+	return enrol.Options{
+		Image: cmp.Or(f.image, cfg.ProxyImage), Gateway: f.gateway, Network: cfg.Network,
+		Namespace: cmp.Or(f.namespace, clusterName), ServiceAccount: cmp.Or(f.serviceAccount, cfg.ServiceAccount),
+		Capture: enrol.Capture(f.capture), ClientOnly: f.clientOnly,
+	}
+}
+
+// serviceFlags say which services a command works on and how.
+type serviceFlags struct {
+	cluster string
+	all     bool
+	dryRun  bool
+	wait    bool
+	timeout time.Duration
+}
+
+func (f *serviceFlags) register(c *cobra.Command) {
+	c.Flags().StringVar(&f.cluster, "cluster", "", "ECS cluster")
+	c.Flags().BoolVar(&f.all, "all", false, "every service of the cluster, or of all configured clusters")
+	c.Flags().BoolVar(&f.dryRun, "dry-run", false, "show the difference and change nothing")
+	c.Flags().BoolVar(&f.wait, "wait", false, "wait until the new tasks run")
+	c.Flags().DurationVar(&f.timeout, "timeout", 5*time.Minute, "how long to wait")
+}
+
+func (a *app) ecsAddService() *cobra.Command {
+	var e enrolFlags
+	var f serviceFlags
+	var external bool
+	var profile string
+	c := &cobra.Command{
+		Use: "add-service [SERVICE]", Short: "Join ECS services to the mesh (guide 3.3)",
+		Long: `Give a service's tasks a ztunnel: take the service's own task definition, add the proxy, register the result as the
+next revision of the same family and roll the service over to it. A service that is as wanted already is left alone.`,
+		Example: `  isthmus ecs add-service echo-service --cluster ecs-demo-1 --namespace ecs-demo-1 --service-account ecs-demo-sa-local
+  isthmus ecs add-service --all --wait
+  isthmus ecs add-service echo-service --cluster ecs-demo-1 --dry-run`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			cfg, err := a.load()
+			if err != nil {
+				return err
+			}
+			if profile != "" {
+				cfg.Profile = profile
+			}
+			return a.overServices(cmd.Context(), cfg, f, args, func(ctx context.Context, admin *awsapi.Admin, k *kube.Client, clusterName, name string) (bool, error) {
+				return a.addService(ctx, admin, k, cfg, e, clusterName, name, f.dryRun)
+			})
+		},
+	}
+	e.register(c)
+	f.register(c)
+	c.Flags().BoolVar(&external, "external", false, "accepted for the guide's sake: the tasks always reach the mesh through the east-west gateway")
+	c.Flags().StringVar(&profile, "profile", "", "AWS profile (default from the configuration)")
+	return c
+}
+
+func (a *app) ecsRemoveService() *cobra.Command {
+	var f serviceFlags
+	c := &cobra.Command{
+		Use: "remove-service [SERVICE]", Short: "Take ECS services out of the mesh",
+		Example: "  isthmus ecs remove-service echo-service --cluster ecs-demo-1 --wait",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			cfg, err := a.load()
+			if err != nil {
+				return err
+			}
+			return a.overServices(cmd.Context(), cfg, f, args, func(ctx context.Context, admin *awsapi.Admin, _ *kube.Client, clusterName, name string) (bool, error) {
+				s, err := service(ctx, admin, clusterName, name)
+				if err != nil {
+					return false, err
+				}
+				have, err := definition(ctx, admin, s.TaskDefinition)
+				if err != nil {
+					return false, err
+				}
+				want, err := enrol.Remove(have)
+				if err != nil {
+					return false, err
+				}
+				return a.rollOver(ctx, admin, s, clusterName, have, want, f.dryRun)
+			})
+		},
+	}
+	f.register(c)
+	return c
+}
+
+// overServices applies do to the services that the flags and arguments name, then waits for those that changed.
+func (a *app) overServices(ctx context.Context, cfg config.Config, f serviceFlags, args []string,
+	do func(context.Context, *awsapi.Admin, *kube.Client, string, string) (changed bool, err error)) error {
+	if len(args) > 1 || len(args) == 1 == f.all {
+		return usageError{fmt.Errorf("name one service, or use --all")}
+	}
+	if !f.all && f.cluster == "" {
+		return usageError{fmt.Errorf("--cluster is required with a service name")}
+	}
+	admin, err := a.aws(ctx, cfg)
+	if err != nil {
+		return err
+	}
+	k, err := a.kube()
+	if err != nil {
+		return err
+	}
+	clusters := cfg.ECSClusters()
+	if f.cluster != "" {
+		clusters = []string{f.cluster}
+	}
+	var changed [][2]string
+	for _, c := range clusters {
+		names := args
+		if f.all {
+			if names, err = serviceNames(ctx, admin, c); err != nil {
+				return err
+			}
+		}
+		for _, n := range names {
+			ok, err := do(ctx, admin, k, c, n)
+			if err != nil {
+				return fmt.Errorf("%s/%s: %w", c, n, err)
+			}
+			if ok {
+				changed = append(changed, [2]string{c, n})
+			}
+		}
+	}
+	if !f.wait || f.dryRun {
+		return nil
+	}
+	for _, s := range changed {
+		if err := a.Step(fmt.Sprintf("service %s/%s is rolled over", s[0], s[1]), func() error { return awaitStable(ctx, admin, s[0], s[1], f.timeout) }); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func serviceNames(ctx context.Context, admin *awsapi.Admin, clusterName string) ([]string, error) {
+	if _, err := cluster(ctx, admin, clusterName); err != nil {
+		return nil, err
+	}
+	arns, err := admin.ListServices(ctx, clusterName)
+	if err != nil {
+		return nil, awsError(err)
+	}
+	names := make([]string, 0, len(arns))
+	for _, arn := range arns {
+		names = append(names, shortID(arn))
+	}
+	return names, nil
+}
+
+func (a *app) addService(ctx context.Context, admin *awsapi.Admin, k *kube.Client, cfg config.Config, e enrolFlags, clusterName, name string, dryRun bool) (changed bool, err error) {
+	c, err := cluster(ctx, admin, clusterName)
+	if err != nil {
+		return false, err
+	}
+	if c.Tags[discoveryTag] != "true" {
+		return false, diag.Newf(diag.ClusterNotTagged, "cluster %s has no tag %s=true", clusterName, discoveryTag).
+			WithFix("aws ecs tag-resource --resource-arn %s --tags key=%s,value=true", c.ARN, discoveryTag)
+	}
+	s, err := service(ctx, admin, clusterName, name)
+	if err != nil {
+		return false, err
+	}
+	have, err := definition(ctx, admin, s.TaskDefinition)
+	if err != nil {
+		return false, err
+	}
+	opt, err := a.enrolOptions(ctx, k, cfg, e, clusterName)
+	if err != nil {
+		return false, err
+	}
+	role, _ := have.Task["taskRoleArn"].(string)
+	if err := identityReady(ctx, k, opt.Namespace, opt.ServiceAccount, role); err != nil {
+		return false, err
+	}
+	want, err := enrol.Enrol(have, opt)
+	if err != nil {
+		return false, err
+	}
+	return a.rollOver(ctx, admin, s, clusterName, have, want, dryRun)
+}
+
+// enrolOptions gathers what the proxy is told, from flags, configuration and the cluster.
+func (a *app) enrolOptions(ctx context.Context, k *kube.Client, cfg config.Config, e enrolFlags, clusterName string) (enrol.Options, error) {
+	opt := e.options(cfg, clusterName)
+	var err error
+	if opt.Gateway == "" {
+		if opt.Gateway, err = gatewayAddress(ctx, k, cfg.Gateway); err != nil {
+			return enrol.Options{}, err
+		}
+	}
+	root, err := k.RootCertificates(ctx, systemNamespace)
+	if err != nil {
+		return enrol.Options{}, err
+	}
+	opt.RootPEM = string(root)
+	return opt, nil
+}
+
+// identityReady checks that a task of a role may become a service account, before a task that may not is started.
+func identityReady(ctx context.Context, k *kube.Client, namespace, serviceAccount, role string) error {
+	if o, err := k.Get(ctx, kube.Namespaces, "", namespace); kube.IsNotFound(err) || err == nil && o == nil {
+		return diag.Newf(diag.NamespaceMissing, "there is no namespace %q", namespace).WithFix("isthmus ecs namespaces")
+	} else if err != nil {
+		return err
+	}
+	sa, err := k.ServiceAccount(ctx, namespace, serviceAccount)
+	if kube.IsNotFound(err) {
+		return diag.Newf(diag.ServiceAccountMissing, "there is no service account %s/%s", namespace, serviceAccount).WithFix("isthmus ecs namespaces")
+	}
+	if err != nil {
+		return err
+	}
+	fix := fmt.Sprintf("kubectl annotate serviceaccount -n %s %s %s=%s --overwrite", namespace, serviceAccount, kube.RoleAnnotation, role)
+	if sa.RoleARN == "" {
+		return diag.Newf(diag.RoleNotAnnotated, "service account %s/%s has no annotation %s", namespace, serviceAccount, kube.RoleAnnotation).WithFix("%s", fix)
+	}
+	if role != "" && sa.RoleARN != role {
+		return diag.Newf(diag.RoleAnnotationForeign, "service account %s/%s is for role %s, the task definition has %s", namespace, serviceAccount, sa.RoleARN, role).WithFix("%s", fix)
+	}
+	return nil
+}
+
+func definition(ctx context.Context, admin *awsapi.Admin, arn string) (enrol.Definition, error) {
+	task, tags, err := admin.TaskDefinition(ctx, arn)
+	if err != nil {
+		return enrol.Definition{}, awsError(err)
+	}
+	return enrol.Definition{Task: task, Tags: tags}, nil
+}
+
+// rollOver registers want and moves the service to it, unless it is what the service has.
+func (a *app) rollOver(ctx context.Context, admin *awsapi.Admin, s *inventory.Service, clusterName string, have, want enrol.Definition, dryRun bool) (changed bool, err error) {
+	if enrol.Equal(have, want) {
+		a.Notef("service %s/%s unchanged (%s)", clusterName, s.Name, shortID(s.TaskDefinition))
+		return false, nil
+	}
+	if dryRun {
+		a.Printf("service %s/%s would change from %s:\n  %s\n", clusterName, s.Name, shortID(s.TaskDefinition), strings.Join(enrol.Diff(have, want), "\n  "))
+		return false, nil
+	}
+	arn, err := admin.RegisterTaskDefinition(ctx, want.Task, want.Tags)
+	if err != nil {
+		return false, awsError(err)
+	}
+	if err := admin.SetTaskDefinition(ctx, clusterName, s.Name, arn); err != nil {
+		return false, awsError(err)
+	}
+	a.Notef("service %s/%s: %s -> %s", clusterName, s.Name, shortID(s.TaskDefinition), shortID(arn))
+	return true, nil
+}

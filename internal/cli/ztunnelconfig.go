@@ -1,0 +1,183 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/isthmus-mesh/isthmus/internal/cli/dump"
+	"github.com/isthmus-mesh/isthmus/internal/cli/output"
+	"github.com/isthmus-mesh/isthmus/internal/diag"
+	"github.com/isthmus-mesh/isthmus/internal/kube"
+	"github.com/isthmus-mesh/isthmus/internal/mesh"
+)
+
+// dumpFlags say whose config dump is wanted.
+type dumpFlags struct {
+	file      string
+	pod       string
+	task      string
+	namespace string
+	format    string
+}
+
+func (a *app) ztunnelConfigCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use: "ztunnel-config", Aliases: []string{"zc"}, Short: "What a ztunnel knows, in istioctl's columns (guide part 4)",
+		Long: `Show what a ztunnel knows: by default one of the DaemonSet in istio-system, with --pod another pod, with --task the one
+of an ECS task (through ECS Exec), with --file a saved /config_dump.`,
+		Example: `  isthmus ztunnel-config services
+  isthmus ztunnel-config workloads -n ecs-demo-1
+  isthmus ztunnel-config policies --task ecs-demo-1/echo-service
+  isthmus ztunnel-config all --raw > dump.json && istioctl ztunnel-config workloads --file dump.json`,
+	}
+	c.AddCommand(
+		a.dumpCommand("services", "service", "Services, their addresses and endpoints", (*dump.Dump).WriteServices),
+		a.dumpCommand("workloads", "workload", "Workloads and the protocol that reaches them", (*dump.Dump).WriteWorkloads),
+		a.dumpCommand("policies", "policy", "Authorization policies", (*dump.Dump).WritePolicies),
+		a.dumpCommand("certificates", "certificate", "Certificates of the workloads it serves", func(d *dump.Dump, w io.Writer) { d.WriteCertificates(w, time.Now()) }),
+		a.dumpAllCommand(),
+	)
+	return c
+}
+
+func (f *dumpFlags) register(c *cobra.Command) {
+	c.Flags().StringVarP(&f.file, "file", "f", "", "read a saved dump; - is standard input")
+	c.Flags().StringVar(&f.pod, "pod", "", "ztunnel pod, as name or namespace/name (default one of the DaemonSet's)")
+	c.Flags().StringVar(&f.task, "task", "", "ECS task, as cluster/service")
+	c.Flags().StringVarP(&f.namespace, "namespace", "n", "", "only what is in this namespace")
+	c.MarkFlagsMutuallyExclusive("file", "pod", "task")
+}
+
+func (a *app) dumpCommand(name, alias, short string, write func(*dump.Dump, io.Writer)) *cobra.Command {
+	var f dumpFlags
+	c := &cobra.Command{
+		Use: name, Aliases: []string{alias}, Short: short, Args: noArgs,
+		Example: "  isthmus ztunnel-config " + name,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			d, err := a.readDump(cmd.Context(), f)
+			if err != nil {
+				return err
+			}
+			if f.format == "" {
+				write(d.Select(f.namespace), a.Out)
+				return nil
+			}
+			return output.Encode(a.Out, f.format, d.Raw[name])
+		},
+	}
+	f.register(c)
+	c.Flags().StringVarP(&f.format, "output", "o", "", "json or yaml")
+	return c
+}
+
+func (a *app) dumpAllCommand() *cobra.Command {
+	var f dumpFlags
+	var raw bool
+	c := &cobra.Command{
+		Use: "all", Short: "Everything at once", Args: noArgs,
+		Example: "  isthmus ztunnel-config all\n  isthmus ztunnel-config all --raw > dump.json",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			d, err := a.readDump(cmd.Context(), f)
+			if err != nil {
+				return err
+			}
+			if raw {
+				return output.Encode(a.Out, "json", d.Raw)
+			}
+			d = d.Select(f.namespace)
+			for i, write := range []func(io.Writer){d.WriteWorkloads, d.WriteServices, d.WritePolicies, func(w io.Writer) { d.WriteCertificates(w, time.Now()) }} {
+				if i > 0 {
+					a.Printf("\n")
+				}
+				write(a.Out)
+			}
+			return nil
+		},
+	}
+	f.register(c)
+	c.Flags().BoolVar(&raw, "raw", false, "the dump as the proxy gives it")
+	return c
+}
+
+func (a *app) readDump(ctx context.Context, f dumpFlags) (*dump.Dump, error) {
+	switch {
+	case f.file == "-":
+		return parseDump(a.In)
+	case f.file != "":
+		file, err := os.Open(f.file)
+		if err != nil {
+			return nil, err
+		}
+		defer file.Close()
+		return parseDump(file)
+	case f.task != "":
+		cluster, service, ok := strings.Cut(f.task, "/")
+		if !ok {
+			return nil, usageError{fmt.Errorf("--task %q: want cluster/service", f.task)}
+		}
+		return a.taskDump(ctx, cluster, service)
+	}
+	k, err := a.kube()
+	if err != nil {
+		return nil, err
+	}
+	return podDump(ctx, k, f.pod)
+}
+
+func parseDump(r io.Reader) (*dump.Dump, error) {
+	d, err := dump.Parse(r)
+	if err != nil {
+		return nil, diag.Wrap(diag.ProxyDumpUnreadable, err)
+	}
+	return d, nil
+}
+
+// podDump reads the dump of a ztunnel pod through the API server.
+func podDump(ctx context.Context, k *kube.Client, pod string) (*dump.Dump, error) {
+	namespace := systemNamespace
+	if ns, name, ok := strings.Cut(pod, "/"); ok {
+		namespace, pod = ns, name
+	}
+	if pod == "" {
+		pods, err := k.ListPods(ctx, namespace, "app=ztunnel")
+		if err != nil {
+			return nil, err
+		}
+		for _, p := range pods {
+			if p.Ready {
+				pod = p.Name
+				break
+			}
+		}
+		if pod == "" {
+			return nil, diag.New(diag.ProxyDumpUnreadable, "no ztunnel pod in istio-system is ready")
+		}
+	}
+	client := http.Client{Timeout: time.Minute, Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return k.Dial(ctx, namespace, pod, mesh.AdminPort)
+		},
+	}}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://ztunnel/config_dump", nil)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return nil, fmt.Errorf("read the dump of pod %s/%s: %w", namespace, pod, err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return nil, diag.Newf(diag.ProxyDumpUnreadable, "pod %s/%s answers %s", namespace, pod, resp.Status)
+	}
+	return parseDump(resp.Body)
+}
