@@ -7,9 +7,13 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+	"time"
 
 	"go.etcd.io/etcd/server/v3/embed"
 )
+
+// slowRequest is how long a request may take before etcd logs it.
+const slowRequest = 500 * time.Millisecond
 
 // etcd runs a single-member etcd until SIGTERM. Its data need not survive a crash of the machine, so it never fsyncs.
 func etcd(args []string) int {
@@ -43,6 +47,7 @@ func runEtcd(dir, client, peer string) error {
 	cfg.InitialCluster = cfg.InitialClusterFromName(cfg.Name)
 	cfg.UnsafeNoFsync = true
 	cfg.LogLevel = "warn"
+	cfg.WarningUnaryRequestDuration = slowRequest // zero would log every request
 	e, err := embed.StartEtcd(cfg)
 	if err != nil {
 		return err

@@ -1,0 +1,171 @@
+// Package cloud is the lab's AWS: one HTTP endpoint that speaks the protocols of ECS, STS, IAM, EC2, EKS and
+// CloudWatch Logs, checks signatures and policies as AWS does, and runs ECS tasks for real on the lab's container
+// runtime. This package only joins the services of its subfolders; each of them can be read alone.
+package cloud
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/netip"
+	"strings"
+	"time"
+
+	"github.com/isthmus-mesh/isthmus/lab/cloud/awsserver"
+	"github.com/isthmus-mesh/isthmus/lab/cloud/ec2"
+	"github.com/isthmus-mesh/isthmus/lab/cloud/ecs"
+	"github.com/isthmus-mesh/isthmus/lab/cloud/eks"
+	"github.com/isthmus-mesh/isthmus/lab/cloud/iam"
+	"github.com/isthmus-mesh/isthmus/lab/cloud/logs"
+	"github.com/isthmus-mesh/isthmus/lab/cloud/sts"
+)
+
+// Credentials are a long-lived access key.
+type Credentials struct {
+	AccessKeyID, SecretAccessKey string
+}
+
+// Account is a further AWS account with its administrator. The access key of a call decides its account.
+type Account struct {
+	ID    string
+	Admin Credentials
+}
+
+// Addresses hands out addresses of the lab's VPC; *netns.VPC does.
+type Addresses interface {
+	Allocate(subnet netip.Prefix) (netip.Addr, error)
+	Release(addr netip.Addr)
+}
+
+// Config is what a Cloud needs.
+type Config struct {
+	AccountID string      // 12 digits; required
+	Region    string      // where the VPC and the EKS cluster are; required
+	Admin     Credentials // of AccountID; required
+	Accounts  []Account   // further accounts
+	Runtime   ecs.Runtime // what tasks run on, see Containers; required
+	VPC       Addresses   // required
+	// Dir is a directory of the lab for volumes of tasks. Without it tasks with volumes fail to start.
+	Dir string
+	// EndpointURL is where tasks reach the endpoint; it becomes AWS_ENDPOINT_URL in their containers. May be empty.
+	EndpointURL string
+	// EKS describes the lab's Kubernetes; nil or an empty Name means there is no EKS cluster. The VPC parts are
+	// filled in.
+	EKS func() eks.Cluster
+	// TokenReview serves the Pod Identity agent; it may be given later with SetTokenReview.
+	TokenReview eks.TokenReview
+	Now         func() time.Time // nil means time.Now
+	Log         *slog.Logger     // required
+}
+
+// Cloud is the endpoint. It is an http.Handler.
+type Cloud struct {
+	front *awsserver.Server
+	iam   *iam.Service
+	ecs   *ecs.Service
+	eks   *eks.Service
+}
+
+// New puts the services together. Calls are answered at once; tasks run only while Run does.
+func New(cfg Config) (*Cloud, error) {
+	switch {
+	case cfg.AccountID == "":
+		return nil, errors.New("cloud: Config.AccountID is required")
+	case cfg.Region == "":
+		return nil, errors.New("cloud: Config.Region is required")
+	case cfg.Admin.AccessKeyID == "" || cfg.Admin.SecretAccessKey == "":
+		return nil, errors.New("cloud: Config.Admin is required")
+	case cfg.Runtime == nil:
+		return nil, errors.New("cloud: Config.Runtime is required")
+	case cfg.VPC == nil:
+		return nil, errors.New("cloud: Config.VPC is required")
+	case cfg.Log == nil:
+		return nil, errors.New("cloud: Config.Log is required")
+	}
+	if cfg.EKS == nil {
+		cfg.EKS = func() eks.Cluster { return eks.Cluster{} }
+	}
+	c := &Cloud{}
+	var err error
+	if c.iam, err = newIAM(cfg); err != nil {
+		return nil, err
+	}
+	return c, c.join(cfg)
+}
+
+func newIAM(cfg Config) (*iam.Service, error) {
+	s, err := iam.New(iam.Config{Now: cfg.Now})
+	if err != nil {
+		return nil, err
+	}
+	for _, a := range append([]Account{{ID: cfg.AccountID, Admin: cfg.Admin}}, cfg.Accounts...) {
+		if err := s.AddAccount(a.ID, a.Admin.AccessKeyID, a.Admin.SecretAccessKey); err != nil {
+			return nil, fmt.Errorf("cloud: add account %s: %w", a.ID, err)
+		}
+	}
+	return s, nil
+}
+
+// join makes the other services and the front.
+func (c *Cloud) join(cfg Config) error {
+	logSvc, err := logs.New(logs.Config{Now: cfg.Now})
+	if err != nil {
+		return err
+	}
+	ec2Svc, err := ec2.New(ec2.Config{AccountID: cfg.AccountID, Region: cfg.Region, Addresses: cfg.VPC, EKSCluster: cfg.EKS().Name})
+	if err != nil {
+		return err
+	}
+	cluster := func() eks.Cluster {
+		k := cfg.EKS()
+		k.VPCID, k.SecurityGroupID = ec2.DefaultVPCID, ec2Svc.EKSSecurityGroup()
+		for _, sn := range ec2.DefaultSubnets(cfg.Region) {
+			k.SubnetIDs = append(k.SubnetIDs, sn.ID)
+		}
+		return k
+	}
+	c.eks, err = eks.New(eks.Config{AccountID: cfg.AccountID, Region: cfg.Region, Roles: c.iam, Cluster: cluster, Review: cfg.TokenReview, Now: cfg.Now})
+	if err != nil {
+		return err
+	}
+	c.ecs, err = ecs.New(ecs.Config{Runtime: cfg.Runtime, Network: ec2Svc, Logs: logSvc, Roles: c.iam, Dir: cfg.Dir, EndpointURL: cfg.EndpointURL,
+		Now: cfg.Now, Log: cfg.Log})
+	if err != nil {
+		return err
+	}
+	stsSvc, err := sts.New(sts.Config{IAM: c.iam})
+	if err != nil {
+		return err
+	}
+	c.front, err = awsserver.New(awsserver.Config{Authority: c.iam, Now: cfg.Now, Log: cfg.Log,
+		Services: []awsserver.Service{stsSvc, c.iam.API(), c.ecs.API(), ec2Svc.API(), c.eks.API(), logSvc.API()}})
+	return err
+}
+
+// Run runs services and tasks until ctx ends, then ends them all.
+func (c *Cloud) Run(ctx context.Context) error { return c.ecs.Run(ctx) }
+
+// ServeHTTP answers AWS calls, and the data channels of ECS Exec, which carry their own token instead of a signature.
+func (c *Cloud) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if strings.HasPrefix(r.URL.Path, ecs.DataChannelPath) {
+		c.ecs.ServeDataChannel(w, r)
+		return
+	}
+	c.front.ServeHTTP(w, r)
+}
+
+// TaskEndpoint serves containers of tasks at 169.254.170.2:80: credentials of the task's role and metadata.
+func (c *Cloud) TaskEndpoint() http.Handler { return c.ecs.MetadataHandler() }
+
+// PodIdentityAgent serves pods at 169.254.170.23:80: credentials of the role associated with their service account.
+func (c *Cloud) PodIdentityAgent() http.Handler { return c.eks.Agent() }
+
+// SetTokenReview gives the Pod Identity agent its TokenReview once Kubernetes is up.
+func (c *Cloud) SetTokenReview(f eks.TokenReview) { c.eks.SetTokenReview(f) }
+
+// Association reports whether pods of the service account receive AWS credentials, for the lab's node.
+func (c *Cloud) Association(ctx context.Context, namespace, serviceAccount string) bool {
+	return c.eks.Association(ctx, namespace, serviceAccount)
+}
