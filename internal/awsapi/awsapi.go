@@ -19,6 +19,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/credentials"
 	"github.com/aws/aws-sdk-go-v2/credentials/stscreds"
 	"github.com/aws/aws-sdk-go-v2/service/sts"
+	"github.com/aws/smithy-go/logging"
 
 	"github.com/isthmus-mesh/isthmus/internal/ecs/inventory"
 )
@@ -106,6 +107,7 @@ func Open(ctx context.Context, cfg Config) (*Session, error) {
 		cfg.CallTimeout = 15 * time.Second
 	}
 	opts := []func(*config.LoadOptions) error{
+		config.WithLogger(logging.Nop{}), // the SDK's remarks are not for our users; its errors reach us as errors
 		config.WithRetryer(func() aws.Retryer {
 			return retry.NewStandard(func(o *retry.StandardOptions) {
 				o.MaxAttempts = cfg.MaxAttempts

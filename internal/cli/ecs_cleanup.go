@@ -207,6 +207,7 @@ func (c *cleaner) namespaces(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	var going []string
 	for _, ns := range list {
 		if !slices.Contains(c.cfg.ECSClusters(), ns.GetName()) {
 			continue
@@ -215,8 +216,13 @@ func (c *cleaner) namespaces(ctx context.Context) error {
 			if _, err := c.kube.Delete(ctx, kube.Namespaces, "", ns.GetName(), nil); err != nil {
 				return err
 			}
-			err := await(ctx, c.timeout, "namespace "+ns.GetName()+" is still there", func(ctx context.Context) (bool, string, error) {
-				o, err := c.kube.Get(ctx, kube.Namespaces, "", ns.GetName())
+		}
+		going = append(going, ns.GetName())
+	}
+	for _, name := range going {
+		if !c.dryRun {
+			err := await(ctx, c.timeout, "namespace "+name+" is still there", func(ctx context.Context) (bool, string, error) {
+				o, err := c.kube.Get(ctx, kube.Namespaces, "", name)
 				if kube.IsNotFound(err) || err == nil && o == nil {
 					return true, "", nil
 				}
@@ -226,7 +232,7 @@ func (c *cleaner) namespaces(ctx context.Context) error {
 				return err
 			}
 		}
-		c.removed("namespace %s", ns.GetName())
+		c.removed("namespace %s", name)
 	}
 	return nil
 }

@@ -56,7 +56,7 @@ spec:
 func TestWithItsOwnRights(t *testing.T) {
 	api := kubetest.StartAPIServer(t)
 	ctx := t.Context()
-	api.Apply(t, kubetest.CRDs())
+	api.Apply(t, kubetest.CRDs(t, filepath.Join("..", "..")))
 	api.Apply(t, integrationObjects)
 	manifest, err := install.Config{
 		Settings:       settings.File{Platforms: settings.Platforms{ECS: settings.ECS{Accounts: []settings.Account{{Role: "arn:aws:iam::" + accountA + ":role/istiod-local"}}}}},

@@ -108,7 +108,10 @@ func (r *reconciler) loop(ctx context.Context) {
 		ns, cm := r.namespaces.Changed(), r.configMap.Changed()
 		seen := r.c.accounts.versions()
 		pause := planResync
-		held, err := r.round(ctx)
+		held, untold, err := r.round(ctx)
+		if untold {
+			pause = statusInterval
+		}
 		if err != nil && ctx.Err() == nil {
 			r.c.log.Warn("not everything was written", slog.String("error", firstLine(err)))
 			pause = writeRetry
@@ -145,12 +148,13 @@ type picture struct {
 	current   map[plan.Key]*kube.Object
 }
 
-// round looks, plans, writes and reports once; held reports whether the next sweep may change the plan by itself.
-func (r *reconciler) round(ctx context.Context) (held bool, err error) {
+// round looks, plans, writes and reports once. Held reports whether the next sweep may change the plan by itself, untold
+// whether there is more to report.
+func (r *reconciler) round(ctx context.Context) (held, untold bool, err error) {
 	start := r.c.cfg.Now()
 	p, err := r.look()
 	if err != nil {
-		return false, err
+		return false, false, err
 	}
 	r.c.accounts.expect(p.changes.WantEvidence())
 	results, err := r.write(ctx, p)
@@ -161,8 +165,8 @@ func (r *reconciler) round(ctx context.Context) (held bool, err error) {
 			slog.Int("held", len(ch.Held)), slog.Int("failed", countFailed(results)))
 	}
 	p.problems = append(p.problems, writeProblems(results)...)
-	r.status.report(ctx, p, r.objectOf)
-	return len(ch.Held) > 0, err
+	untold = r.status.report(ctx, p, r.objectOf)
+	return len(ch.Held) > 0, untold, err
 }
 
 // look reads the snapshots and the current objects and plans.

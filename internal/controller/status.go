@@ -71,13 +71,16 @@ type reporter struct {
 
 func newReporter(c *Controller) *reporter { return &reporter{c: c, told: map[string]time.Time{}} }
 
-// report tells what a round saw. Failures are logged and forgotten: the next round reports again.
-func (r *reporter) report(ctx context.Context, p picture, objectOf func(arn string) *kube.Object) {
+// report tells what a round saw, and reports whether it must be called again soon because there is more to tell: a
+// status that changes all the time is written every few seconds only, and a write may fail.
+func (r *reporter) report(ctx context.Context, p picture, objectOf func(arn string) *kube.Object) (again bool) {
 	r.observe(p.snapshots)
-	if err := r.writeStatus(ctx, p); err != nil && ctx.Err() == nil {
+	again, err := r.writeStatus(ctx, p)
+	if err != nil && ctx.Err() == nil {
 		r.c.log.Warn("status not written", slog.String("error", err.Error()))
 	}
 	r.writeEvents(ctx, p.problems, objectOf)
+	return again || err != nil
 }
 
 func (r *reporter) observe(snaps []*inventory.Snapshot) {
@@ -141,21 +144,21 @@ func summaryOf(code diag.Code) string {
 	return cmp.Or(entry.Summary, "problem")
 }
 
-func (r *reporter) writeStatus(ctx context.Context, p picture) error {
+func (r *reporter) writeStatus(ctx context.Context, p picture) (again bool, err error) {
 	now := r.c.cfg.Now()
 	st := r.build(p)
 	shape, err := yaml.Marshal(withoutTimes(st))
 	if err != nil {
-		return fmt.Errorf("encode status: %w", err)
+		return false, fmt.Errorf("encode status: %w", err)
 	}
-	age := now.Sub(r.lastWrite)
-	if string(shape) == r.lastShape && age < statusRefresh || age < statusInterval {
-		return nil
+	age, same := now.Sub(r.lastWrite), string(shape) == r.lastShape
+	if age < statusInterval || same && age < statusRefresh {
+		return !same, nil
 	}
 	st.Updated = now.UTC().Format(time.RFC3339)
 	text, err := yaml.Marshal(st)
 	if err != nil {
-		return fmt.Errorf("encode status: %w", err)
+		return false, fmt.Errorf("encode status: %w", err)
 	}
 	want := &kube.Object{Object: map[string]any{
 		"apiVersion": "v1", "kind": "ConfigMap",
@@ -166,10 +169,10 @@ func (r *reporter) writeStatus(ctx context.Context, p picture) error {
 		"data": map[string]any{"status.yaml": string(text)},
 	}}
 	if _, err := r.c.cfg.Kube.Apply(ctx, want, nil); err != nil {
-		return err
+		return false, err
 	}
 	r.lastShape, r.lastWrite = string(shape), now
-	return nil
+	return false, nil
 }
 
 func (r *reporter) build(p picture) Status {

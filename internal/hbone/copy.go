@@ -22,6 +22,9 @@ func (s *Stream) ReadFrom(r io.Reader) (int64, error) {
 	}
 	var total int64
 	for {
+		if err := s.awaitWindow(); err != nil {
+			return total, err
+		}
 		n, err := src.next()
 		if n > 0 {
 			sent, werr := s.sendBlock(src.block.buf, n)
@@ -39,6 +42,20 @@ func (s *Stream) ReadFrom(r io.Reader) (int64, error) {
 			return total, err
 		}
 	}
+}
+
+// awaitWindow waits until something may be sent, so that a stalled stream takes no buffer to fill.
+func (s *Stream) awaitWindow() error {
+	c := s.c
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for s.sendErr == nil && !s.wdl.expired && min(s.sendWindow, c.sendWindow) <= 0 {
+		s.wcond.Wait()
+	}
+	if s.sendErr == nil && s.wdl.expired {
+		return os.ErrDeadlineExceeded
+	}
+	return s.sendErr
 }
 
 // sendBlock sends buf[frameHeaderLen:][:n], as flow control allows.

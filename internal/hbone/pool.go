@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/isthmus-mesh/isthmus/internal/logattr"
 	"github.com/isthmus-mesh/isthmus/internal/mesh"
 )
 
@@ -301,7 +302,7 @@ func (p *Pool) attend(name string, c *conn) {
 	p.mu.Unlock()
 	p.forget(name, c)
 	if err != nil {
-		p.cfg.Log.Debug("hbone connection ended", "peer", c.peer.String(), "addr", addrString(c.remoteAddr()), "error", err.Error())
+		p.cfg.Log.Debug("hbone connection ended", logattr.Identity(c.peer), logattr.Address(addrString(c.remoteAddr())), logattr.Err(err))
 	}
 }
 

@@ -271,10 +271,11 @@ func (e *environment) controlPlane(c *Config) {
 	}
 	c.XDSAddress, c.CAAddress = address("XDS_ADDRESS"), address("CA_ADDRESS")
 	c.XDSServerName, c.CAServerName = e.get("ALT_XDS_HOSTNAME"), e.get("ALT_CA_HOSTNAME")
-	c.XDSRoot, c.CARoot = e.or("XDS_ROOT_CA", defaultRoot), e.or("CA_ROOT_CA", defaultRoot)
+	root, _ := mounted(defaultRoot)
+	c.XDSRoot, c.CARoot = e.or("XDS_ROOT_CA", root), e.or("CA_ROOT_CA", root)
 	c.AuthToken = e.get("AUTH_TOKEN")
-	if _, err := os.Stat(defaultToken); c.AuthToken == "" && err == nil {
-		c.AuthToken = defaultToken
+	if token, ok := mounted(defaultToken); ok && c.AuthToken == "" {
+		c.AuthToken = token
 	}
 	c.XDSHeaders, c.CAHeaders = e.prefixed(xdsHeaderPrefix), e.prefixed(caHeaderPrefix)
 	c.SecretTTL = e.duration("SECRET_TTL", defaultSecretTTL)
@@ -289,6 +290,17 @@ func (e *environment) controlPlane(c *Config) {
 		}
 		c.Metadata[k] = value
 	}
+}
+
+// mounted finds a file that Kubernetes mounts. ztunnel's path is relative, as its working directory is the root; where
+// it is not, the absolute path is meant all the same.
+func mounted(path string) (string, bool) {
+	for _, p := range []string{path, strings.TrimPrefix(path, ".")} {
+		if _, err := os.Stat(p); err == nil {
+			return p, true
+		}
+	}
+	return path, false
 }
 
 func (e *environment) broker(c *Config) {

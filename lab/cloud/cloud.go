@@ -1,6 +1,22 @@
 // Package cloud is the lab's AWS: one HTTP endpoint that speaks the protocols of ECS, STS, IAM, EC2, EKS and
 // CloudWatch Logs, checks signatures and policies as AWS does, and runs ECS tasks for real on the lab's container
 // runtime. This package only joins the services of its subfolders; each of them can be read alone.
+//
+// Where the lab differs from AWS on purpose:
+//
+//   - There is one machine and one VPC, which every account sees. Launch types and platform versions are recorded and
+//     make no difference; only network mode awsvpc runs.
+//   - Rules of security groups are recorded, not enforced on packets.
+//   - Of a container definition, cpu, memory, user, ulimits, linuxParameters, systemControls, restartPolicy and
+//     dockerLabels are kept and shown but have no effect, and so has a task's proxyConfiguration. Secrets, environment
+//     files and volumes other than empty ones make the task fail to start and say so.
+//   - Health checks begin a tenth of a second after the start and repeat quickly until the first success, where ECS
+//     waits a whole interval; failures count no sooner than ECS would count them.
+//   - A service whose tasks fail backs off to one minute, not fifteen.
+//   - A task's execution role needs no permissions, and ECS Exec does not ask for ssmmessages in the task role. The
+//     trust policy of the task role is checked in full.
+//   - Reads are consistent at once, and nothing is throttled.
+//   - In containers AWS_ENDPOINT_URL names the endpoint, so that AWS clients in them need no change.
 package cloud
 
 import (

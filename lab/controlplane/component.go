@@ -18,6 +18,8 @@ const (
 	stopGrace = 5 * time.Second
 	// readyPoll is how often a component that is not ready is asked again.
 	readyPoll = 25 * time.Millisecond
+	// attemptTimeout bounds one question.
+	attemptTimeout = 2 * time.Second
 	// minBackoff and maxBackoff bound the pause before a component that ended by itself is started again.
 	minBackoff = 100 * time.Millisecond
 	maxBackoff = 5 * time.Second
@@ -281,20 +283,24 @@ func (c *Component) signal(s syscall.Signal) error {
 	return nil
 }
 
-// Poll calls f until it returns nil, or ctx ends.
+// Poll calls f until it returns nil, or ctx ends; the error then tells what f said last.
 func Poll(ctx context.Context, f func(context.Context) error) error {
 	t := time.NewTicker(readyPoll)
 	defer t.Stop()
+	var last error
 	for {
-		attempt, cancel := context.WithTimeout(ctx, time.Second)
+		attempt, cancel := context.WithTimeout(ctx, attemptTimeout)
 		err := f(attempt)
 		cancel()
 		if err == nil {
 			return nil
 		}
+		if ctx.Err() == nil || last == nil { // an attempt that was cut short says less than the one before
+			last = err
+		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("%w (last answer: %w)", ctx.Err(), err)
+			return fmt.Errorf("%w (last answer: %w)", ctx.Err(), last)
 		case <-t.C:
 		}
 	}

@@ -135,11 +135,11 @@ func within(t *testing.T, d time.Duration) context.Context {
 // TestControlPlane brings the whole control plane up, with istiod as a child process in place of its pod, and checks
 // that Istio works: its webhook refuses, and its controllers allocate addresses.
 func TestControlPlane(t *testing.T) {
-	binary := kubeBinary(t)
-	// Once is enough for something this slow: the lab's own test brings it up as every kind of user.
-	if netnstest.As() == "root" {
-		t.Skip("SKIPPED as root: run as an unprivileged user right after this")
+	// Once is enough for something this slow.
+	if netnstest.As() == "nobody" {
+		t.Skip("SKIPPED as nobody: root has run it right before, and package daemon brings a whole lab up as nobody")
 	}
+	binary := kubeBinary(t)
 	begin := time.Now()
 	p := startPlane(t, binary)
 	charts, err := RenderIstio(within(t, time.Minute), binary)
@@ -182,7 +182,7 @@ func startIstiod(t *testing.T, p *plane, binary string) {
 	istiod, err := NewComponent(ComponentConfig{
 		Name: "istiod", Path: binary, LogPath: filepath.Join(dir, "istiod.log"),
 		Args:  []string{"pilot-discovery", "discovery", "--kubeconfig=" + kubeconfig},
-		Env:   []string{"PILOT_ENABLE_AMBIENT=true", "POD_NAME=istiod", "POD_NAMESPACE=istio-system", "PILOT_DEBOUNCE_AFTER=10ms"},
+		Env:   []string{"PILOT_ENABLE_AMBIENT=true", "REVISION=default", "POD_NAME=istiod", "POD_NAMESPACE=istio-system", "PILOT_DEBOUNCE_AFTER=10ms"},
 		Ready: p.check("http://127.0.0.1:8080/ready", nil), Log: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
@@ -243,7 +243,7 @@ func checkWebhook(t *testing.T, p *plane) {
 		"apiVersion": "security.istio.io/v1", "kind": "AuthorizationPolicy", "metadata": map[string]any{"name": "bad", "namespace": "default"},
 		"spec": map[string]any{"rules": []any{map[string]any{"to": []any{map[string]any{"operation": map[string]any{"ports": []any{"8080-8090"}}}}}}},
 	}}
-	if err := WaitValidation(within(t, 30*time.Second), p.client); err != nil {
+	if err := WaitValidation(within(t, time.Minute), p.client); err != nil {
 		t.Error(err)
 		return
 	}

@@ -24,6 +24,7 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+	"k8s.io/client-go/kubernetes"
 
 	"github.com/isthmus-mesh/isthmus/internal/diag"
 	"github.com/isthmus-mesh/isthmus/lab/controlplane"
@@ -150,7 +151,9 @@ func (d *Daemon) Run(ctx context.Context) error {
 		err = cause // the part that failed, rather than the step that waited for it
 	}
 	if errors.Is(err, context.DeadlineExceeded) {
-		err = diag.Wrap(diag.LabTimeout, err)
+		e := diag.Wrap(diag.LabTimeout, err)
+		e.Cause += d.troubles(ctx)
+		err = e
 	}
 	d.mu.Lock()
 	d.abort = nil
@@ -172,6 +175,21 @@ func (d *Daemon) Run(ctx context.Context) error {
 	// The lock tells other programs that the lab lives; without this the collector would close the file before.
 	runtime.KeepAlive(d.cfg.Lock)
 	return nil
+}
+
+// troubles says what the pods wait for, when there are pods.
+func (d *Daemon) troubles(ctx context.Context) string {
+	d.mu.Lock()
+	plane := d.plane
+	d.mu.Unlock()
+	if plane == nil {
+		return ""
+	}
+	client, err := kubernetes.NewForConfig(plane.RESTConfig(controlplane.Admin))
+	if err != nil {
+		return ""
+	}
+	return podTroubles(ctx, client)
 }
 
 // run starts a part of the lab. A part that ends before the lab does is reported, and fails a start that is under way.

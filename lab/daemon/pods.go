@@ -158,3 +158,39 @@ func (d *Daemon) act(ctx context.Context, name, action string) error {
 	}
 	return nil
 }
+
+// podTroubles says of every pod of Istio and Isthmus that is not ready why, one line each, for the error of a start that
+// waited in vain. It returns "" when there is nothing to say.
+func podTroubles(ctx context.Context, client kubernetes.Interface) string {
+	ctx, cancel := context.WithTimeout(ctx, podTimeout)
+	defer cancel()
+	list, err := client.CoreV1().Pods(controlplane.IstioNamespace).List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return "the pods cannot be listed: " + err.Error()
+	}
+	var b strings.Builder
+	for i := range list.Items {
+		if pod := &list.Items[i]; !podReady(pod) {
+			fmt.Fprintf(&b, "\npod %s is %s%s", pod.Name, cmp.Or(string(pod.Status.Phase), "not seen by the node"), troubleOf(pod))
+		}
+	}
+	return b.String()
+}
+
+// troubleOf returns the most telling reason why a pod is not ready, led by a colon.
+func troubleOf(pod *corev1.Pod) string {
+	for _, c := range pod.Status.ContainerStatuses {
+		switch {
+		case c.State.Waiting != nil:
+			return strings.TrimRight(": "+c.Name+" waits: "+c.State.Waiting.Reason+" "+c.State.Waiting.Message, " ")
+		case c.State.Terminated != nil:
+			return fmt.Sprintf(": %s ended with code %d %s", c.Name, c.State.Terminated.ExitCode, c.State.Terminated.Reason)
+		}
+	}
+	for _, c := range pod.Status.Conditions {
+		if c.Status != corev1.ConditionTrue && c.Message != "" {
+			return ": " + c.Message
+		}
+	}
+	return ""
+}

@@ -28,10 +28,10 @@ const AWSPort = 4566
 // start brings the lab up. ctx is the life of the lab, startCtx that of the start. Steps that do not need each other
 // run at the same time; what makes the longest chain comes first.
 //
-//	network ─┬─ Kubernetes API ─┬─ Istio's definitions ── istiod ── ztunnel ── isthmus-controller
-//	         │                  └─ node, service network
-//	         ├─ AWS endpoint
-//	         └─ charts rendered
+//	network ─┬─ Kubernetes API ──┬─┬─ node, service network
+//	         ├─ AWS endpoint ────┤ ├─ Istio's definitions ─┬─ ztunnel
+//	         └─ charts rendered ─┘ └─ istiod ──────────────┼─ validation
+//	                                                       └─ isthmus-controller
 func (d *Daemon) start(ctx, startCtx context.Context) error {
 	var vpc *netns.VPC
 	var rt *runtime.Runtime
@@ -166,6 +166,8 @@ func (d *Daemon) startCluster(ctx, startCtx context.Context, c clusterParts) err
 			return d.startNode(ctx, stepCtx, c)
 		})
 	})
+	// istiod starts while its definitions are being created: it waits for each of them by itself.
+	defined := make(chan struct{})
 	parallel.Go(func() error {
 		err := d.step(startCtx, "Istio definitions", func(stepCtx context.Context) error {
 			gateway, err := controlplane.GatewayAPI()
@@ -174,10 +176,13 @@ func (d *Daemon) startCluster(ctx, startCtx context.Context, c clusterParts) err
 			}
 			return applier.CreateCRDs(stepCtx, append(gateway, c.charts.CRDs...))
 		})
-		if err != nil {
-			return err
+		if err == nil {
+			close(defined)
 		}
-		err = d.step(startCtx, "istiod", func(stepCtx context.Context) error {
+		return err
+	})
+	parallel.Go(func() error {
+		err := d.step(startCtx, "istiod", func(stepCtx context.Context) error {
 			if err := applier.Apply(stepCtx, c.charts.Objects); err != nil {
 				return err
 			}
@@ -186,7 +191,12 @@ func (d *Daemon) startCluster(ctx, startCtx context.Context, c clusterParts) err
 		if err != nil {
 			return err
 		}
-		return d.startMesh(startCtx, c, applier)
+		select {
+		case <-defined:
+			return d.startMesh(startCtx, c, applier)
+		case <-startCtx.Done():
+			return startCtx.Err()
+		}
 	})
 	return parallel.Wait()
 }

@@ -99,6 +99,9 @@ func (e *echo) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	for name, values := range r.Header {
 		reply.Request.Headers[strings.ToLower(name)] = strings.Join(values, ", ")
 	}
+	if r.ContentLength > 0 { // net/http keeps it apart from the headers
+		reply.Request.Headers["content-length"] = strconv.FormatInt(r.ContentLength, 10)
+	}
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxEchoBody))
 	if err != nil {
 		http.Error(w, "request body: "+err.Error(), http.StatusRequestEntityTooLarge)

@@ -163,11 +163,13 @@ func (n *Node) patchNodeStatus(ctx context.Context) error {
 
 // heartbeat renews the node's lease and, less often, its status.
 func (n *Node) heartbeat(ctx context.Context) {
-	lastStatus := time.Now()
+	lastStatus, renewed := time.Now(), true
 	for {
-		if err := n.renewLease(ctx); err != nil && ctx.Err() == nil {
+		err := n.renewLease(ctx)
+		if err != nil && renewed && ctx.Err() == nil { // once, however long the API server is down
 			n.log.Warn("node lease not renewed", slog.Any("error", err))
 		}
+		renewed = err == nil
 		if time.Since(lastStatus) >= statusInterval {
 			if err := n.patchNodeStatus(ctx); err != nil && ctx.Err() == nil {
 				n.log.Warn("node status not written", slog.Any("error", err))

@@ -29,7 +29,8 @@ func (w *worker) report(ctx context.Context) {
 
 // reportOnce writes the status unless it equals last, trying again until it succeeds, and returns what was written.
 func (w *worker) reportOnce(ctx context.Context, last *corev1.PodStatus) *corev1.PodStatus {
-	for pause := 50 * time.Millisecond; ; pause = min(2*pause, 5*time.Second) {
+	first := 50 * time.Millisecond
+	for pause := first; ; pause = min(2*pause, 5*time.Second) {
 		status := w.status()
 		if last != nil && equality.Semantic.DeepEqual(*last, status) {
 			return last
@@ -41,7 +42,9 @@ func (w *worker) reportOnce(ctx context.Context, last *corev1.PodStatus) *corev1
 		if apierrors.IsNotFound(err) || apierrors.IsConflict(err) || ctx.Err() != nil {
 			return last // the object is gone, or a new one has its name
 		}
-		w.log().Warn("pod status not written", slog.Any("error", err))
+		if pause == first { // once, however long the API server is down
+			w.log().Warn("pod status not written", slog.Any("error", err))
+		}
 		if !wait(ctx, pause) {
 			return last
 		}

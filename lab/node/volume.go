@@ -95,17 +95,25 @@ func (w *worker) refreshVolumes(ctx context.Context) {
 			volumes = append(volumes, &pod.Spec.Volumes[i])
 		}
 	}
-	for len(volumes) > 0 && wait(ctx, w.n.cfg.VolumeRefresh) {
+	last := "" // an error is logged once, not every few seconds while the API server is down
+	for wait(ctx, w.n.cfg.VolumeRefresh) {
+		var errs []error
 		for _, v := range volumes {
-			if err := w.prepareVolume(ctx, v); err != nil && ctx.Err() == nil {
-				w.log().Warn("volume not refreshed", slog.String("volume", v.Name), slog.Any("error", err)) // the old content stays
+			if err := w.prepareVolume(ctx, v); err != nil {
+				errs = append(errs, fmt.Errorf("volume %q: %w", v.Name, err))
 			}
 		}
 		if w.identityRequested() {
-			if err := w.writeIdentityToken(ctx); err != nil && ctx.Err() == nil {
-				w.log().Warn("pod identity token not refreshed", slog.Any("error", err))
-			}
+			errs = append(errs, w.writeIdentityToken(ctx))
 		}
+		now := ""
+		if err := errors.Join(errs...); err != nil {
+			now = err.Error()
+		}
+		if now != last && now != "" && ctx.Err() == nil {
+			w.log().Warn("volumes not refreshed, their old content stays", slog.String("error", now))
+		}
+		last = now
 	}
 }
 

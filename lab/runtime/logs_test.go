@@ -106,9 +106,7 @@ func TestFollowEndsWithTheContainer(t *testing.T) {
 	ended := make(chan error, 1)
 	go func() { ended <- c.Logs(t.Context(), runtime.LogOptions{Follow: true, Tail: -1}, out) }()
 	out.waitFor(t, "ready\n")
-	if _, code := run(t, c, "touch", "/tmp/in"); code != 0 {
-		t.Fatal("cannot write")
-	}
+	run(t, c, "touch", "/tmp/in") // the container may end before this command has
 	out.waitFor(t, "done\n")
 	select {
 	case err := <-ended:

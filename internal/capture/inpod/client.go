@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/isthmus-mesh/isthmus/internal/capture/inpod/zdspb"
+	"github.com/isthmus-mesh/isthmus/internal/logattr"
 )
 
 // The times are ztunnel's.
@@ -84,7 +85,7 @@ func (c *Client) Run(ctx context.Context) error {
 		if progress {
 			backoff = minBackoff
 		}
-		c.cfg.Log.Debug("zds connection ended", "error", err.Error(), "retry_in", backoff.String())
+		c.cfg.Log.Debug("zds connection ended", logattr.Err(err), logattr.Deadline(backoff))
 		if !c.pause(ctx, backoff) {
 			return nil
 		}
@@ -181,7 +182,7 @@ func (c *Client) serve(ctx context.Context, conn *net.UnixConn, packets <-chan *
 			ack := &zdspb.Ack{}
 			if herr != nil {
 				ack.Error = herr.Error()[:min(len(herr.Error()), MaxMessage/2)]
-				c.cfg.Log.Warn("pod cannot be served", "uid", r.w.UID, "name", r.w.Name, "namespace", r.w.Namespace, "error", herr.Error())
+				c.cfg.Log.Warn("pod cannot be served", logattr.WorkloadUID(r.w.UID), logattr.WorkloadName(r.w.Namespace, r.w.Name), logattr.Err(herr))
 			}
 			err = send(conn, &zdspb.WorkloadResponse{Payload: &zdspb.WorkloadResponse_Ack{Ack: ack}}, nil)
 			if err != nil {
@@ -262,7 +263,7 @@ func (c *Client) retry(ctx context.Context) {
 			continue
 		}
 		if err := c.start(ctx, p); err != nil {
-			c.cfg.Log.Warn("pod still cannot be served", "uid", p.w.UID, "name", p.w.Name, "namespace", p.w.Namespace, "error", err.Error())
+			c.cfg.Log.Warn("pod still cannot be served", logattr.WorkloadUID(p.w.UID), logattr.WorkloadName(p.w.Namespace, p.w.Name), logattr.Err(err))
 		}
 	}
 }

@@ -14,6 +14,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/isthmus-mesh/isthmus/internal/capture/inpod/zdspb"
+	"github.com/isthmus-mesh/isthmus/internal/logattr"
 )
 
 // ackTimeout bounds the wait for a proxy's answer; a proxy that exceeds it is disconnected.
@@ -93,7 +94,7 @@ func (s *Server) Run(ctx context.Context) error {
 		}
 		wg.Go(func() {
 			if err := s.serve(ctx, conn); err != nil && ctx.Err() == nil {
-				s.cfg.Log.Warn("zds proxy disconnected", "error", err.Error())
+				s.cfg.Log.Warn("zds proxy disconnected", logattr.Err(err))
 			}
 		})
 	}

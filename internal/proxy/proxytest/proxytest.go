@@ -73,7 +73,8 @@ func prepare(addrs []netip.Addr) error {
 	}
 	for _, a := range addrs {
 		ipn := &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(a.BitLen(), a.BitLen())}
-		if err := netlink.AddrAdd(lo, &netlink.Addr{IPNet: ipn}); err != nil {
+		// A fuzzing worker is a child of a process that is inside already.
+		if err := netlink.AddrAdd(lo, &netlink.Addr{IPNet: ipn}); err != nil && !errors.Is(err, syscall.EEXIST) {
 			return fmt.Errorf("add %s: %w", a, err)
 		}
 	}
