@@ -29,7 +29,8 @@ build: product lab ## build every program into bin/
 .PHONY: product
 product: ## build isthmus, isthmus-controller and ztunnel
 	@echo "building isthmus, isthmus-controller and ztunnel"
-	@$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/ ./cmd/...
+	@$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/ ./cmd/isthmus ./cmd/isthmus-controller
+	@$(GO) build -trimpath -tags grpcnotrace -ldflags '$(LDFLAGS)' -o $(BIN)/ ./cmd/ztunnel
 
 .PHONY: lab
 lab: ## build the lab (the first time compiles Kubernetes and Istio: some minutes)
