@@ -182,7 +182,7 @@ func TestWhatAContainerSees(t *testing.T) {
 		t.Fatal(err)
 	}
 	c := start(t, s, runtime.ContainerSpec{
-		ID: "see", Entrypoint: []string{"sleep", "infinity"}, Env: []string{"A=b c", "PATH=/usr/bin:/bin"}, WorkingDir: "/work/dir",
+		ID: "see", Entrypoint: []string{"sleep", "infinity"}, Env: []string{"A=b c", "PATH=/usr/bin:/bin"}, WorkingDir: "/srv/dir",
 		Mounts: []runtime.Mount{
 			{Source: dir, Target: "/usr/share/not/there", ReadOnly: true}, {Source: filepath.Join(dir, "key"), Target: "/etc/isthmus/key"},
 			{Source: dir, Target: "/var/run/secrets/x"}, {Source: dir, Target: "/data"},
@@ -194,7 +194,7 @@ func TestWhatAContainerSees(t *testing.T) {
 		{"hostname; cat /etc/hostname", "web-0\nweb-0\n"},
 		{"cat /etc/resolv.conf", "nameserver 10.0.0.2\nsearch shop.svc.cluster.local svc.cluster.local\noptions ndots:5\n"},
 		{"grep -c -e localhost -e web-0 -e db.local /etc/hosts", "4\n"},
-		{"pwd; echo $A; echo $HOSTNAME; echo $HOME", "/work/dir\nb c\nweb-0\n/root\n"},
+		{"pwd; echo $A; echo $HOSTNAME; echo $HOME", "/srv/dir\nb c\nweb-0\n/root\n"},
 		{"cat /usr/share/not/there/key /etc/isthmus/key /run/secrets/x/key /data/key", "valuevaluevaluevalue"},
 		{"cat /bin/isthmus-test-key /usr/bin/isthmus-test-key /etc/mtab", "valuevaluevalue"},
 		{"echo x > /data/new && cat /run/secrets/x/new", "x\n"},
