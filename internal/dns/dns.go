@@ -58,6 +58,7 @@ type Config struct {
 	Upstreams          []netip.AddrPort // where other names are asked for
 	UpstreamTimeout    time.Duration    // 0 means 5s per upstream
 	MaxForwards        int              // questions forwarded at once; 0 means 512
+	Cache              *Cache           // of upstream answers; nil keeps none
 
 	Metrics Metrics      // nil counts nothing
 	Log     *slog.Logger // required

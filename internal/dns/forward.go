@@ -24,6 +24,9 @@ func (r *Resolver) Forward(ctx context.Context, client *mesh.Workload, q *mdns.M
 	if len(r.cfg.Upstreams) == 0 {
 		return nil, ErrNoUpstream
 	}
+	if m := r.cfg.Cache.get(q); m != nil {
+		return m, nil
+	}
 	select {
 	case r.forwards <- struct{}{}:
 		defer func() { <-r.forwards }()
@@ -37,6 +40,9 @@ func (r *Resolver) Forward(ctx context.Context, client *mesh.Workload, q *mdns.M
 	start := time.Now()
 	resp, err := r.forward(ctx, q, protocol)
 	r.cfg.Metrics.DNSUpstream(queryType(q), protocol, name, revision, time.Since(start), err)
+	if err == nil {
+		r.cfg.Cache.put(q, resp)
+	}
 	return resp, err
 }
 

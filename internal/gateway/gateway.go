@@ -7,6 +7,7 @@ package gateway
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -36,6 +37,11 @@ type Config struct {
 	Store   *state.Store
 	Self    *mesh.Workload // who the gateway is; telemetry, and the policies that protect it
 	Certs   func(ctx context.Context) (hbone.Certificate, error)
+
+	// The following say how tunnels are accepted; see hbone.ServerConfig.
+	VerifyPeer func(path []*x509.Certificate) error
+	TLS        hbone.TLSPolicy
+	Limits     hbone.Limits
 
 	// Dial makes connections to backends, by name or address; nil means a plain dialer.
 	Dial func(ctx context.Context, network, addr string) (net.Conn, error)
@@ -97,8 +103,24 @@ func New(cfg Config) (*Gateway, error) {
 		return nil, errors.New("gateway: Config.Self is required")
 	}
 	var err error
-	g.server, err = hbone.NewServer(hbone.ServerConfig{Certificate: cfg.Certs, Handler: g.serveTunnel, Log: cfg.Log})
+	g.server, err = hbone.NewServer(hbone.ServerConfig{Certificate: cfg.Certs, Handler: g.serveTunnel, VerifyPeer: cfg.VerifyPeer,
+		TLS: cfg.TLS, Limits: cfg.Limits, Log: cfg.Log})
 	return g, err
+}
+
+// Recheck asks VerifyPeer about all live tunnels again and ends those whose client it refuses now.
+func (g *Gateway) Recheck() {
+	if g.server != nil {
+		g.server.Recheck()
+	}
+}
+
+// self is the gateway as xDS knows it, with the policies that name it, or else as it was configured.
+func (g *Gateway) self(s *state.Snapshot) *mesh.Workload {
+	if w := s.Local(g.cfg.Self.Name, g.cfg.Self.Namespace, g.cfg.Self.ServiceAccount, ""); w != nil {
+		return w
+	}
+	return g.cfg.Self
 }
 
 // Listeners are where connections come from. Run closes them.
@@ -263,7 +285,10 @@ func (g *Gateway) serveTunnel(ctx context.Context, s *hbone.ServerStream) {
 		g.cfg.Access.Closed(rec, 0, 0, why, err)
 		open.Closed(rec, why)
 	}
-	ps, _ := snap.PoliciesFor(g.cfg.Self)
+	ps, missing := snap.PoliciesFor(g.self(snap))
+	for _, k := range missing {
+		g.cfg.Log.Warn("policy of the gateway is not known and cannot be enforced", logattr.Policy(k))
+	}
 	if d := policy.Evaluate(ps, policy.Connection{Source: s.Peer(), SourceAddr: rec.SrcAddr, DestinationAddr: rec.DstAddr}); !d.Allowed {
 		rec.Policy = d.Policy
 		fail(http.StatusUnauthorized, telemetry.Denied, fmt.Errorf("connection closed due to policy rejection: %s", d.Reason))
@@ -311,7 +336,10 @@ func (g *Gateway) transfer(rec *telemetry.Conn, open *telemetry.Open, p *relay.P
 	delete(g.pipes, p)
 	g.mu.Unlock()
 	why := telemetry.OK
-	if err != nil {
+	switch {
+	case errors.Is(err, hbone.ErrRevoked):
+		why = telemetry.CertRevoked
+	case err != nil:
 		why = telemetry.ConnectFailure
 	}
 	sent, received := p.Counts()

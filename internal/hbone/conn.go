@@ -2,6 +2,7 @@ package hbone
 
 import (
 	"bytes"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -35,6 +36,7 @@ type connConfig struct {
 	serve          func(s *Stream, method string) // server: called for each request, must not block
 	idleTimeout    time.Duration                  // client: a connection without streams ends after it
 	closed         func()                         // the connection takes no more streams
+	limits         Limits
 }
 
 // secured is what a connection needs of *tls.Conn after the handshake.
@@ -54,6 +56,7 @@ type conn struct {
 	tls  secured
 	wire *wire
 	peer mesh.Identity
+	path []*x509.Certificate // the peer's verified path, leaf first; nil when nothing may revoke it
 
 	wmu     sync.Mutex // held while putting bytes into TLS; whoever releases it last flushes
 	waiters atomic.Int32
@@ -101,27 +104,33 @@ type conn struct {
 }
 
 func newConn(tc secured, w *wire, peer mesh.Identity, cfg connConfig) *conn {
+	cfg.limits = cfg.limits.orDefaults()
 	c := &conn{
 		cfg: cfg, tls: tc, wire: w, peer: peer,
 		streams:    make(map[uint32]*Stream),
 		nextID:     1,
 		sendWindow: defaultWindow, peerWindow: defaultWindow, peerMaxFrame: defaultMaxFrame, peerStreams: assumedStreams,
 		settings: make(chan struct{}), done: make(chan struct{}),
-		recvWindow: connWindow,
+		recvWindow: int64(cfg.limits.ConnWindow),
 	}
 	c.enc = hpack.NewEncoder(&c.encBuf)
+	stream, frame := uint32(c.cfg.limits.StreamWindow), uint32(c.cfg.limits.FrameSize)
 	c.rd.init(c)
 	if cfg.client {
 		c.ctl = append(c.ctl, clientPreface...)
 		c.ctl = appendSettings(c.ctl,
-			settingEnablePush, 0, settingInitialWindowSize, streamWindow,
-			settingMaxFrameSize, maxFrame, settingMaxHeaderListSize, uint32(cfg.maxHeaderBytes))
+			settingEnablePush, 0, settingInitialWindowSize, stream,
+			settingMaxFrameSize, frame, settingMaxHeaderListSize, uint32(cfg.maxHeaderBytes))
 	} else {
 		c.ctl = appendSettings(c.ctl,
-			settingMaxConcurrentStreams, uint32(cfg.maxStreams), settingInitialWindowSize, streamWindow,
-			settingMaxFrameSize, maxFrame, settingMaxHeaderListSize, uint32(cfg.maxHeaderBytes))
+			settingMaxConcurrentStreams, uint32(cfg.maxStreams), settingInitialWindowSize, stream,
+			settingMaxFrameSize, frame, settingMaxHeaderListSize, uint32(cfg.maxHeaderBytes))
 	}
-	c.ctl = appendWindowUpdate(c.ctl, 0, connWindow-defaultWindow)
+	if more := c.cfg.limits.ConnWindow - defaultWindow; more > 0 {
+		c.ctl = appendWindowUpdate(c.ctl, 0, uint32(more))
+	}
+	c.mu.Lock() // a timer may fire before it has been stored; what it calls waits here
+	defer c.mu.Unlock()
 	c.pingTimer = time.AfterFunc(cfg.pingInterval, c.pingTick)
 	if cfg.idleTimeout > 0 {
 		c.idleTimer = time.AfterFunc(cfg.idleTimeout, c.retire)
@@ -297,8 +306,9 @@ func (c *conn) writeData(s *Stream, buf []byte, off, n int) error {
 // grantLocked tells the peer that it may send more on the connection, once that is worth a frame. Credit is given on
 // receipt as long as the streams together hold little, so that a few stalled ones cannot starve the others.
 func (c *conn) grantLocked() (must bool) {
-	target := min(int64(connWindow), maxBuffered-c.buffered)
-	if give := target - c.recvWindow; give >= connWindow/4 {
+	window := int64(c.cfg.limits.ConnWindow)
+	target := min(window, maxBuffered-c.buffered)
+	if give := target - c.recvWindow; give >= window/4 {
 		c.recvWindow += give
 		return c.queueLocked(func(b []byte) []byte { return appendWindowUpdate(b, 0, uint32(give)) })
 	}
@@ -309,7 +319,8 @@ func (c *conn) grantLocked() (must bool) {
 func (c *conn) consumedLocked(s *Stream, n int) (must bool) {
 	c.buffered -= int64(n)
 	if s.recvErr == nil {
-		if give := streamWindow - int64(s.q.size) - s.recvWindow; give >= streamWindow/4 {
+		window := int64(c.cfg.limits.StreamWindow)
+		if give := window - int64(s.q.size) - s.recvWindow; give >= window/4 {
 			s.recvWindow += give
 			must = c.queueLocked(func(b []byte) []byte { return appendWindowUpdate(b, s.id, uint32(give)) })
 		}

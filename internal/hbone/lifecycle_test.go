@@ -76,9 +76,9 @@ func TestTimeouts(t *testing.T) {
 	})
 	t.Run("ping", func(t *testing.T) {
 		t.Parallel()
-		w := newWorld(t, hold, options{pool: func(c *PoolConfig) { c.PingInterval, c.PingTimeout = 10*time.Millisecond, 50*time.Millisecond }})
+		w := newWorld(t, hold, options{pool: func(c *PoolConfig) { c.PingInterval, c.PingTimeout = 10*time.Millisecond, 500*time.Millisecond }})
 		s := w.connect()
-		tick := time.NewTimer(120 * time.Millisecond)
+		tick := time.NewTimer(800 * time.Millisecond)
 		select {
 		case <-s.Done():
 			t.Error("a connection whose pings are answered was ended")

@@ -24,6 +24,8 @@ type PoolConfig struct {
 	Dial func(ctx context.Context, key Key) (net.Conn, error)
 	// VerifyPeer, when set, may refuse an otherwise good chain (leaf first), for example one that is revoked.
 	VerifyPeer func(chain []*x509.Certificate) error
+	TLS        TLSPolicy // the zero value is TLS 1.3 with the usual key exchanges
+	Limits     Limits    // zero fields mean the defaults
 
 	ConnectTimeout   time.Duration // TCP connect; 10 s
 	HandshakeTimeout time.Duration // TLS handshake; 10 s
@@ -280,6 +282,7 @@ func (p *Pool) joinLocked(name string, key Key, g *group) (*dial, error) {
 		if err == nil {
 			p.conns[c] = struct{}{}
 			g.conns = append(g.conns, c)
+			go c.recheck(p.cfg.VerifyPeer) // a list that came between the handshake and here did not see it
 			p.wg.Go(func() { p.attend(name, c) })
 		} else {
 			p.sweepLocked(name, g)
@@ -346,7 +349,10 @@ func (p *Pool) dial(name string, key Key) (*conn, error) {
 	}
 	hctx, hcancel := context.WithTimeout(p.base, p.cfg.HandshakeTimeout)
 	defer hcancel()
-	tc, w, err := handshakeClient(hctx, raw, clientTLS(cert, key.Peers, p.cfg.VerifyPeer))
+	var path []*x509.Certificate
+	tlsConfig := clientTLS(cert, key.Peers, remember(p.cfg.VerifyPeer, &path))
+	p.cfg.TLS.Apply(tlsConfig)
+	tc, w, err := handshakeClient(hctx, raw, tlsConfig)
 	if err != nil {
 		return nil, err
 	}
@@ -354,9 +360,9 @@ func (p *Pool) dial(name string, key Key) (*conn, error) {
 	var c *conn
 	c = newConn(tc, w, peerName(leaf, key.Peers), connConfig{
 		client: true, maxStreams: p.cfg.MaxStreams, maxHeaderBytes: clientHeaders,
-		pingInterval: p.cfg.PingInterval, pingTimeout: p.cfg.PingTimeout, idleTimeout: p.cfg.IdleTimeout,
+		pingInterval: p.cfg.PingInterval, pingTimeout: p.cfg.PingTimeout, idleTimeout: p.cfg.IdleTimeout, limits: p.cfg.Limits,
 		closed: func() { p.forget(name, c) },
 	})
-	c.expires = expiry(cert.TLS, leaf)
+	c.path, c.expires = path, expiry(cert.TLS, leaf)
 	return c, nil
 }

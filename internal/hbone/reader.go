@@ -224,7 +224,7 @@ func (r *reader) check() error {
 	if r.headerID != 0 && (f.typ != typeContinuation || f.stream != r.headerID) {
 		return protocolError("header block interrupted")
 	}
-	if f.length > maxFrame {
+	if f.length > r.c.cfg.limits.FrameSize {
 		return &GoAwayError{Code: FrameSizeError, Reason: "frame longer than advertised"}
 	}
 	if f.typ != typeData && f.length > r.c.cfg.maxHeaderBytes+smallBlockLen {

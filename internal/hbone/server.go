@@ -27,6 +27,8 @@ type ServerConfig struct {
 	Handler func(ctx context.Context, s *ServerStream)
 	// VerifyPeer, when set, may refuse an otherwise good chain (leaf first), for example one that is revoked.
 	VerifyPeer func(chain []*x509.Certificate) error
+	TLS        TLSPolicy // the zero value is TLS 1.3 with the usual key exchanges
+	Limits     Limits    // zero fields mean the defaults
 
 	HandshakeTimeout time.Duration // TLS handshake, certificate fetch included; 10 s
 	PingInterval     time.Duration // 10 s
@@ -75,7 +77,8 @@ func (s *Server) ServeConn(ctx context.Context, conn net.Conn) error {
 		return ErrServerClosed
 	}
 	s.mu.Unlock()
-	tc, w, peer, err := s.handshake(ctx, conn)
+	var path []*x509.Certificate
+	tc, w, peer, err := s.handshake(ctx, conn, &path)
 	if err != nil {
 		conn.Close()
 		return err
@@ -85,11 +88,12 @@ func (s *Server) ServeConn(ctx context.Context, conn net.Conn) error {
 	var handlers sync.WaitGroup
 	c := newConn(tc, w, peer, connConfig{
 		maxStreams: s.cfg.MaxStreams, maxHeaderBytes: s.cfg.MaxHeaderBytes,
-		pingInterval: s.cfg.PingInterval, pingTimeout: s.cfg.PingTimeout,
+		pingInterval: s.cfg.PingInterval, pingTimeout: s.cfg.PingTimeout, limits: s.cfg.Limits,
 		serve: func(st *Stream, method string) {
 			handlers.Go(func() { s.serve(hctx, st, method) })
 		},
 	})
+	c.path = path
 	s.mu.Lock()
 	if s.draining {
 		s.mu.Unlock()
@@ -98,6 +102,7 @@ func (s *Server) ServeConn(ctx context.Context, conn net.Conn) error {
 	}
 	s.conns[c] = struct{}{}
 	s.mu.Unlock()
+	c.recheck(s.cfg.VerifyPeer) // a list that came between the handshake and here did not see it
 	stop := context.AfterFunc(ctx, func() { c.fail(fmt.Errorf("%w: %w", ErrConnectionLost, ctx.Err())) })
 	err = c.run()
 	stop()
@@ -115,7 +120,7 @@ func (s *Server) ServeConn(ctx context.Context, conn net.Conn) error {
 }
 
 // handshake makes a TLS connection of conn.
-func (s *Server) handshake(ctx context.Context, conn net.Conn) (*tls.Conn, *wire, mesh.Identity, error) {
+func (s *Server) handshake(ctx context.Context, conn net.Conn, path *[]*x509.Certificate) (*tls.Conn, *wire, mesh.Identity, error) {
 	var none mesh.Identity
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.HandshakeTimeout)
 	defer cancel()
@@ -124,10 +129,11 @@ func (s *Server) handshake(ctx context.Context, conn net.Conn) (*tls.Conn, *wire
 	if err != nil {
 		return nil, nil, none, fmt.Errorf("own certificate: %w", err)
 	}
-	cfg, err := serverTLS(cert, s.cfg.VerifyPeer)
+	cfg, err := serverTLS(cert, remember(s.cfg.VerifyPeer, path))
 	if err != nil {
 		return nil, nil, none, err
 	}
+	s.cfg.TLS.Apply(cfg)
 	w := newWire(conn)
 	tc := tls.Server(w, cfg)
 	if err := tc.HandshakeContext(ctx); err != nil {

@@ -59,7 +59,7 @@ type Stream struct {
 
 func (c *conn) newStream(id uint32) *Stream {
 	s := &Stream{
-		c: c, id: id, recvWindow: streamWindow, sendWindow: c.peerWindow,
+		c: c, id: id, recvWindow: int64(c.cfg.limits.StreamWindow), sendWindow: c.peerWindow,
 		ended: make(chan struct{}), answered: make(chan struct{}),
 	}
 	s.rcond.L, s.wcond.L = &c.mu, &c.mu

@@ -59,6 +59,7 @@ func (p *Proxy) serveTunnel(ctx context.Context, s *hbone.ServerStream) {
 	snap := p.cfg.Store.Snapshot()
 	in, err := route.ResolveInbound(snap, route.InboundQuery{
 		Network: p.cfg.Network, Local: local, Dialled: rec.DstAddr, Authority: s.Authority(), Illegal: illegalInbound,
+		NoLoopback: p.cfg.NoLoopbackTunnel,
 	})
 	if err != nil {
 		status := http.StatusServiceUnavailable
@@ -114,7 +115,7 @@ func (p *Proxy) inbound(ctx context.Context, rec *telemetry.Conn, e *entry, snap
 		p.cfg.Access.Closed(rec, 0, 0, why, err)
 		open.Closed(rec, why)
 	}
-	d, missing := e.authorise(snap)
+	d, missing := p.decide(setup, e, snap)
 	p.reportDecision(rec, d, missing)
 	rec.Policy = d.Policy
 	if !d.Allowed {
@@ -142,7 +143,7 @@ func (p *Proxy) inbound(ctx context.Context, rec *telemetry.Conn, e *entry, snap
 
 func (p *Proxy) reportDecision(rec *telemetry.Conn, d policy.Decision, missing []mesh.PolicyKey) {
 	for _, k := range missing {
-		p.cfg.Log.Warn("policy of the workload is not known yet and cannot be enforced", logattr.Policy(k))
+		p.cfg.Log.Warn("policy of the workload is not known and cannot be enforced", logattr.Policy(k), logattr.Outcome(allowedWord(d.Allowed)))
 	}
 	for _, r := range d.DryRun {
 		result := "no match"

@@ -114,6 +114,7 @@ func (p *Proxy) routeOutbound(ctx context.Context, dst netip.AddrPort) (*mesh.Wo
 	if out.Hostname == "" || p.cfg.LookupHost == nil {
 		return nil, out, fmt.Errorf("no ip addresses were resolved for workload: %s", out.Upstream.UID)
 	}
+	p.cfg.Metrics.OnDemandDNS(telemetry.PartyOf(local), local.Identity(), out.Hostname)
 	addrs, err := p.cfg.LookupHost(ctx, out.Hostname)
 	if err != nil || len(addrs) == 0 {
 		return nil, out, fmt.Errorf("no ip addresses were resolved for workload: %s: %w", out.Upstream.UID, err)
@@ -173,7 +174,7 @@ func (p *Proxy) connect(ctx context.Context, rec *telemetry.Conn, r request, loc
 		return nil, mesh.Identity{}, &identityError{err}
 	}
 	req.Header = append(hs[:len(hs):len(hs)], hbone.Header{Name: headerNetwork, Value: p.cfg.Network})
-	inner, resp, err := hbone.ConnectOver(ctx, outer, cert, out.InnerPeers, req)
+	inner, resp, err := p.pool.ConnectOver(ctx, outer, cert, out.InnerPeers, req)
 	if err != nil {
 		return nil, resp.Peer, err
 	}

@@ -14,6 +14,7 @@ package proxy
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -78,6 +79,13 @@ type Config struct {
 	LoopbackFallback  bool // an application that refuses on the own address is tried on the loopback
 	SpoofSource       bool // show the application its client's address
 	NoResponseBaggage bool // do not describe this workload to its peers
+	NoLoopbackTunnel  bool // application tunnels are reached at the own address, not on the loopback
+
+	Tunnel TunnelConfig
+	// PolicyWait is how long an inbound connection waits for policies that its workload names and that have not
+	// arrived; 0 means 2s. Then it is refused, or, with AllowMissingPolicies, judged without them.
+	PolicyWait           time.Duration
+	AllowMissingPolicies bool
 
 	Grace          time.Duration // how long connections may finish after Run's context ended; 0 means 5s
 	MaxConnections int           // at once, over all listeners; 0 means DefaultMaxConnections; more are reset
@@ -85,6 +93,16 @@ type Config struct {
 	Metrics *telemetry.Metrics   // nil counts nothing
 	Access  *telemetry.AccessLog // nil logs nothing
 	Log     *slog.Logger         // required
+}
+
+// TunnelConfig says how tunnels are made and accepted. Zero values mean hbone's defaults.
+type TunnelConfig struct {
+	MaxStreams  int           // per pooled connection
+	IdleTimeout time.Duration // of a pooled connection
+	Limits      hbone.Limits
+	TLS         hbone.TLSPolicy
+	// VerifyPeer may refuse a peer whose certificate path is otherwise good; see hbone.ErrRevoked. nil refuses none.
+	VerifyPeer func(r telemetry.Reporter, path []*x509.Certificate) error
 }
 
 // The limits of a proxy.
@@ -95,6 +113,7 @@ const (
 	handshakeTimeout      = 10 * time.Second // a client's SOCKS or HTTP handshake
 	setupTimeout          = 45 * time.Second // everything before bytes flow, as an upper bound
 	defaultGrace          = 5 * time.Second
+	defaultPolicyWait     = 2 * time.Second
 )
 
 // Listeners are where connections come from; a nil one is not served. Run closes them.
@@ -136,30 +155,47 @@ func New(cfg Config) (*Proxy, error) {
 	if cfg.Grace == 0 {
 		cfg.Grace = defaultGrace
 	}
+	if cfg.PolicyWait == 0 {
+		cfg.PolicyWait = defaultPolicyWait
+	}
 	if cfg.MaxConnections == 0 {
 		cfg.MaxConnections = DefaultMaxConnections
 	}
 	p := &Proxy{cfg: cfg, slots: make(chan struct{}, cfg.MaxConnections), tunnel: make(chan struct{}, cfg.MaxConnections)}
-	var err error
+	return p, p.tunnels()
+}
+
+// tunnels prepares both ends of tunnels.
+func (p *Proxy) tunnels() (err error) {
+	t := p.cfg.Tunnel
 	p.pool, err = hbone.NewPool(hbone.PoolConfig{
-		Certificate: cfg.Certs,
+		Certificate: p.cfg.Certs, VerifyPeer: t.verify(telemetry.Source), TLS: t.TLS, Limits: t.Limits,
+		MaxStreams: t.MaxStreams, IdleTimeout: t.IdleTimeout, Log: p.cfg.Log,
 		Dial: func(ctx context.Context, k hbone.Key) (net.Conn, error) {
 			return p.cfg.Dial(ctx, DialRequest{Addr: k.Addr})
 		},
-		Log: cfg.Log,
 	})
 	if err != nil {
-		return nil, err
+		return err
 	}
 	p.server, err = hbone.NewServer(hbone.ServerConfig{
-		Certificate: p.certificate,
-		Handler:     p.serveTunnel,
-		Log:         cfg.Log,
+		Certificate: p.certificate, Handler: p.serveTunnel, VerifyPeer: t.verify(telemetry.Destination), TLS: t.TLS, Limits: t.Limits,
+		Log: p.cfg.Log,
 	})
-	if err != nil {
-		return nil, err
+	return err
+}
+
+func (t TunnelConfig) verify(r telemetry.Reporter) func([]*x509.Certificate) error {
+	if t.VerifyPeer == nil {
+		return nil
 	}
-	return p, nil
+	return func(path []*x509.Certificate) error { return t.VerifyPeer(r, path) }
+}
+
+// Recheck asks VerifyPeer about all live tunnels again and ends those whose peer it refuses now.
+func (p *Proxy) Recheck() {
+	p.pool.Recheck()
+	p.server.Recheck()
 }
 
 func plainDial(ctx context.Context, r DialRequest) (net.Conn, error) {

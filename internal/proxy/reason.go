@@ -42,6 +42,8 @@ func reasonOf(err error) telemetry.Reason {
 	switch {
 	case err == nil:
 		return telemetry.OK
+	case errors.Is(err, hbone.ErrRevoked):
+		return telemetry.CertRevoked
 	case errors.As(err, &denied), errors.Is(err, ErrPolicyChange):
 		return telemetry.Denied
 	case errors.As(err, &identity):

@@ -1,14 +1,12 @@
 package proxy
 
 import (
-	"context"
 	"slices"
 	"strings"
 	"sync"
 
 	"github.com/isthmus-mesh/isthmus/internal/mesh"
 	"github.com/isthmus-mesh/isthmus/internal/policy"
-	"github.com/isthmus-mesh/isthmus/internal/state"
 )
 
 // Connection is a live connection, for config_dump.
@@ -102,37 +100,6 @@ func (e *entry) stopped() (mesh.PolicyKey, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	return e.policy, e.cause
-}
-
-// authorise asks the policies of the snapshot about the connection.
-func (e *entry) authorise(s *state.Snapshot) (policy.Decision, []mesh.PolicyKey) {
-	dst := e.dst
-	if now := s.Workload(dst.UID); now != nil {
-		dst = now // its list of policies may have changed since the connection was accepted
-	}
-	ps, missing := s.PoliciesFor(dst)
-	return policy.Evaluate(ps, e.ask), missing
-}
-
-// watchPolicies ends inbound connections that a change of policies no longer allows, until ctx ends.
-func (p *Proxy) watchPolicies(ctx context.Context) {
-	for {
-		changed := p.cfg.Store.PoliciesChanged()
-		snap := p.cfg.Store.Snapshot()
-		for _, e := range p.live.all() {
-			if e.dst == nil {
-				continue
-			}
-			if d, _ := e.authorise(snap); !d.Allowed {
-				e.stop(ErrPolicyChange, d.Policy)
-			}
-		}
-		select {
-		case <-changed:
-		case <-ctx.Done():
-			return
-		}
-	}
 }
 
 // Connections returns the live connections, sorted.

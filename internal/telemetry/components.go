@@ -9,6 +9,7 @@ import (
 type dnsMetrics struct {
 	requests, upstream, failures *prometheus.CounterVec
 	duration                     *prometheus.HistogramVec
+	sets                         *idleSets
 }
 
 func newDNSMetrics() dnsMetrics {
@@ -16,7 +17,7 @@ func newDNSMetrics() dnsMetrics {
 	counter := func(name, help string) *prometheus.CounterVec {
 		return prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, labels)
 	}
-	return dnsMetrics{
+	d := dnsMetrics{
 		requests: counter("istio_dns_requests_total", "Total number of DNS requests (unstable)."),
 		upstream: counter("istio_dns_upstream_requests_total", "Total number of DNS requests forwarded to upstream (unstable)."),
 		failures: counter("istio_dns_upstream_failures_total", "Total number of DNS requests that failed to forward to upstream (unstable)."),
@@ -24,6 +25,8 @@ func newDNSMetrics() dnsMetrics {
 			Name: "istio_dns_upstream_request_duration_seconds", Help: "Total time in seconds Istio takes to get DNS response from upstream (unstable).",
 			Buckets: []float64{0.0005, 0.001, 0.01, 0.1, 1, 5}}, labels),
 	}
+	d.sets = &idleSets{max: maxDNSSets, vecs: []interface{ DeleteLabelValues(...string) bool }{d.requests, d.upstream, d.failures, d.duration}}
+	return d
 }
 
 func (d dnsMetrics) collectors() []prometheus.Collector {
@@ -32,8 +35,12 @@ func (d dnsMetrics) collectors() []prometheus.Collector {
 
 // DNSRequest counts a question asked of the DNS proxy.
 func (m *Metrics) DNSRequest(queryType, protocol, canonicalName, canonicalRevision string) {
-	if m != nil {
-		m.dns.requests.WithLabelValues(queryType, protocol, or(canonicalName), or(canonicalRevision)).Inc()
+	if m == nil {
+		return
+	}
+	labels := []string{queryType, protocol, or(canonicalName), or(canonicalRevision)}
+	if !m.dns.sets.use(labels, func() { m.dns.requests.WithLabelValues(labels...).Inc() }) {
+		m.overflow.Inc()
 	}
 }
 
@@ -43,10 +50,15 @@ func (m *Metrics) DNSUpstream(queryType, protocol, canonicalName, canonicalRevis
 		return
 	}
 	labels := []string{queryType, protocol, or(canonicalName), or(canonicalRevision)}
-	m.dns.upstream.WithLabelValues(labels...).Inc()
-	m.dns.duration.WithLabelValues(labels...).Observe(took.Seconds())
-	if err != nil {
-		m.dns.failures.WithLabelValues(labels...).Inc()
+	counted := m.dns.sets.use(labels, func() {
+		m.dns.upstream.WithLabelValues(labels...).Inc()
+		m.dns.duration.WithLabelValues(labels...).Observe(took.Seconds())
+		if err != nil {
+			m.dns.failures.WithLabelValues(labels...).Inc()
+		}
+	})
+	if !counted {
+		m.overflow.Inc()
 	}
 }
 

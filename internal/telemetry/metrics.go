@@ -1,6 +1,7 @@
 package telemetry
 
 import (
+	"runtime"
 	"sync"
 	"sync/atomic"
 
@@ -38,6 +39,9 @@ type Metrics struct {
 	limits      *prometheus.CounterVec
 	dns         dnsMetrics
 	xds         xdsMetrics
+	lookups     onDemandMetrics
+	revoked     *prometheus.CounterVec
+	untracked   *prometheus.CounterVec
 	proxies     proxyMetrics
 	connections *prometheus.GaugeVec
 
@@ -45,7 +49,8 @@ type Metrics struct {
 	nSeries   atomic.Int64
 	series    sync.Map // labelKey -> *series
 	open      sync.Map // *Open -> struct{}; connections whose bytes are still moving
-	other     *series  // all label sets beyond maxSeries
+	evicted   prometheus.Counter
+	other     *series // all label sets beyond maxSeries
 }
 
 // NewMetrics registers Istio's metrics with reg. tag is the version the build metric carries; "" means this program's.
@@ -80,6 +85,11 @@ func NewMetrics(reg prometheus.Registerer, tag string) (*Metrics, error) {
 	build.Set(1)
 	all := []prometheus.Collector{m.opened, m.closed, m.failed, m.sent, m.received, m.sockets, m.overflow, m.limits, m.connections, build,
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{})}
+	m.evicted = prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "isthmus_telemetry_label_sets_evicted_total", Help: "The total number of label sets that were dropped because nothing was counted for long."})
+	m.lookups = newOnDemandDNS()
+	m.revoked, m.untracked = newCRLMetrics()
+	all = append(all, m.evicted, m.lookups.total, m.revoked, m.untracked)
 	all = append(all, m.dns.collectors()...)
 	all = append(all, m.xds.collectors()...)
 	all = append(all, m.proxies.collectors()...)
@@ -89,6 +99,7 @@ func NewMetrics(reg prometheus.Registerer, tag string) (*Metrics, error) {
 		}
 	}
 	m.other = m.newSeries(labelKey{})
+	m.other.acquire() // never evicted
 	return m, nil
 }
 
@@ -106,6 +117,10 @@ type labelKey struct {
 // series is a cached label set: the counters one connection adds to.
 type series struct {
 	opened, closed, failed, sent, received prometheus.Counter
+
+	labels []string
+	uses   atomic.Int64 // by connections that are counting; negative once it is evicted
+	last   atomic.Int64 // when the last use ended, Unix nanoseconds
 }
 
 // Open is one connection that has been counted as opened. Its bytes are read when somebody asks, at a scrape and at
@@ -126,7 +141,9 @@ func (m *Metrics) Opened(c *Conn) *Open {
 	if m == nil {
 		return nil
 	}
-	m.lookup(c, OK).opened.Inc()
+	s := m.lookup(c, OK)
+	s.opened.Inc()
+	s.release()
 	m.sockets.WithLabelValues(c.Reporter.String()).Inc()
 	return &Open{m: m, reporter: c.Reporter}
 }
@@ -138,7 +155,10 @@ func (o *Open) Transfer(c *Conn, counts func() (sent, received uint64)) {
 	}
 	s := o.m.lookup(c, OK)
 	o.mu.Lock()
-	o.counts, o.series = counts, s
+	if o.series != nil {
+		o.series.release()
+	}
+	o.counts, o.series = counts, s // kept in use until Closed
 	o.mu.Unlock()
 	o.m.open.Store(o, struct{}{})
 }
@@ -155,6 +175,13 @@ func (o *Open) Closed(c *Conn, why Reason) {
 	if why != OK {
 		s.failed.Inc()
 	}
+	s.release()
+	o.mu.Lock()
+	if o.series != nil {
+		o.series.release()
+		o.series, o.counts = nil, nil
+	}
+	o.mu.Unlock()
 	o.m.sockets.WithLabelValues(o.reporter.String()).Dec()
 }
 
@@ -200,28 +227,37 @@ func (m *Metrics) Connections(listener string, delta int) {
 	}
 }
 
+// lookup returns the label set of a connection, in use: the caller releases it.
 func (m *Metrics) lookup(c *Conn, why Reason) *series {
 	k := labelKey{c.Reporter, c.Source, c.Destination, c.Service, c.ServiceName, c.MutualTLS, why}
 	k.source.Instance, k.destination.Instance = "", ""
-	if s, ok := m.series.Load(k); ok {
-		return s.(*series)
+	for {
+		if s, ok := m.series.Load(k); ok {
+			if s := s.(*series); s.acquire() {
+				return s
+			}
+			runtime.Gosched() // it is being evicted this moment, and gone the next
+			continue
+		}
+		if m.nSeries.Load() >= m.maxSeries {
+			m.overflow.Inc()
+			m.other.acquire()
+			return m.other
+		}
+		s := m.newSeries(k)
+		s.acquire()
+		if _, loaded := m.series.LoadOrStore(k, s); !loaded {
+			m.nSeries.Add(1)
+			return s
+		}
 	}
-	if m.nSeries.Load() >= m.maxSeries {
-		m.overflow.Inc()
-		return m.other
-	}
-	s, loaded := m.series.LoadOrStore(k, m.newSeries(k))
-	if !loaded {
-		m.nSeries.Add(1)
-	}
-	return s.(*series)
 }
 
 func (m *Metrics) newSeries(k labelKey) *series {
 	v := k.values()
 	return &series{
 		opened: lazy(m.opened, v), closed: lazy(m.closed, v), failed: lazy(m.failed, v),
-		sent: lazy(m.sent, v), received: lazy(m.received, v),
+		sent: lazy(m.sent, v), received: lazy(m.received, v), labels: v,
 	}
 }
 

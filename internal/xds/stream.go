@@ -110,13 +110,11 @@ func (c *Client) connect() (*grpc.ClientConn, error) {
 	if err != nil {
 		return nil, fmt.Errorf("load the roots for istiod: %w", err)
 	}
+	tlsConfig := &tls.Config{MinVersion: tls.VersionTLS13, ServerName: c.cfg.ServerName, RootCAs: roots}
+	c.cfg.TLS(tlsConfig)
 	// The passthrough resolver leaves names to the dialler, and proxies from the environment out.
 	return grpc.NewClient("passthrough:///"+c.target,
-		grpc.WithTransportCredentials(credentials.NewTLS(&tls.Config{
-			MinVersion: tls.VersionTLS13,
-			ServerName: c.cfg.ServerName,
-			RootCAs:    roots,
-		})),
+		grpc.WithTransportCredentials(credentials.NewTLS(tlsConfig)),
 		grpc.WithContextDialer(func(ctx context.Context, addr string) (net.Conn, error) { return c.cfg.Dial(ctx, "tcp", addr) }),
 		grpc.WithConnectParams(grpc.ConnectParams{Backoff: grpcbackoff.DefaultConfig, MinConnectTimeout: connectTimeout}),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: pingEvery, Timeout: pingTimeout}),

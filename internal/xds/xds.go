@@ -9,6 +9,7 @@ package xds
 
 import (
 	"context"
+	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -42,6 +43,8 @@ type Config struct {
 	// TokenRejected is told of each token that istiod does not accept; nil ignores it.
 	TokenRejected func(token string)
 	ClusterID     string // required: istiod chooses by it which cluster judges the token
+	// TLS narrows what is spoken to the server; nil leaves it at TLS 1.3.
+	TLS func(*tls.Config)
 	// Headers are further metadata of each stream.
 	Headers map[string]string
 	Node    NodeInfo
@@ -105,6 +108,9 @@ func New(cfg Config) (*Client, error) {
 	}
 	if cfg.Dial == nil {
 		cfg.Dial = (&net.Dialer{KeepAliveConfig: tcpKeepAlive}).DialContext
+	}
+	if cfg.TLS == nil {
+		cfg.TLS = func(*tls.Config) {}
 	}
 	if cfg.Metrics == nil {
 		cfg.Metrics = noMetrics{}

@@ -9,18 +9,16 @@ import (
 	"net/netip"
 	"os"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/isthmus-mesh/isthmus/internal/admin"
-	"github.com/isthmus-mesh/isthmus/internal/capture/inpod"
-	"github.com/isthmus-mesh/isthmus/internal/capture/redirect"
 	"github.com/isthmus-mesh/isthmus/internal/dns"
 	"github.com/isthmus-mesh/isthmus/internal/hbone"
 	"github.com/isthmus-mesh/isthmus/internal/identity"
 	"github.com/isthmus-mesh/isthmus/internal/identity/istioca"
+	"github.com/isthmus-mesh/isthmus/internal/identity/revocation"
 	"github.com/isthmus-mesh/isthmus/internal/logattr"
 	"github.com/isthmus-mesh/isthmus/internal/mesh"
 	"github.com/isthmus-mesh/isthmus/internal/proxy"
@@ -53,9 +51,12 @@ type app struct {
 	resolv  dns.ResolvConf
 
 	manager atomicManager
+	crl     *revocation.List // nil without CRL_PATH
+	cache   *dns.Cache
 
 	mu      sync.Mutex
 	proxies map[string]*served // guarded by mu; by uid
+	tunnels []rechecker        // guarded by mu; what serves or makes tunnels beside proxies
 }
 
 // served is one proxied workload, for config_dump.
@@ -72,11 +73,13 @@ func newApp(cfg Config, log *slog.Logger, levels *telemetry.Levels) (*app, error
 	}
 	a := &app{
 		cfg: cfg, log: log, levels: levels, reg: reg, metrics: metrics, access: telemetry.NewAccessLog(log),
-		ready: admin.NewReadiness(taskState), store: state.NewStore(), proxies: map[string]*served{},
+		ready: admin.NewReadiness(taskState), store: state.NewStore(), proxies: map[string]*served{}, cache: dns.NewCache(cfg.DNSCache),
 	}
+	var once sync.Once
 	a.ready.OnChange(func(ready bool) {
 		if ready {
 			log.Info("proxy is ready")
+			once.Do(func() { go settle() })
 		} else {
 			log.Info("proxy is not ready any more")
 		}
@@ -91,6 +94,15 @@ func newApp(cfg Config, log *slog.Logger, levels *telemetry.Levels) (*app, error
 		}
 	}
 	a.hosts = &net.Resolver{PreferGo: true, Dial: a.dial}
+	if cfg.Static != nil {
+		a.store.Apply(*cfg.Static)
+	}
+	if cfg.CRLPath != "" {
+		a.crl, err = revocation.New(revocation.Config{Path: cfg.CRLPath, Changed: a.recheck, Log: log.With(logattr.Scope("crl"))})
+		if err != nil {
+			return nil, fmt.Errorf("CRL_PATH: %w", err)
+		}
+	}
 	return a, nil
 }
 
@@ -107,6 +119,10 @@ func (a *app) run(ctx context.Context) error {
 		return err
 	}
 	g.start(outer, func(err error) { shutdown(err) }, srv.Run)
+	g.start(outer, func(error) {}, func(ctx context.Context) error { return a.metrics.Run(ctx, a.cfg.MetricIdle) })
+	if a.crl != nil {
+		g.start(outer, func(error) {}, a.crl.Run)
+	}
 	context.AfterFunc(inner, func() {
 		a.ready.Set(taskDraining, false)
 		a.log.Info("proxy is draining", logattr.Outcome(context.Cause(inner).Error()), logattr.Deadline(a.cfg.Grace))
@@ -150,50 +166,70 @@ type identityInfo struct {
 	network, clusterID              string
 	instanceIP                      netip.Addr
 	token                           func(context.Context) (string, error)
+	rejected                        func(token string) // told of tokens that istiod does not accept; nil ignores them
 	impersonate                     bool
 }
 
-// controlPlane starts the xDS client and the certificate manager. The channel closes when the state is complete.
+// controlPlane starts the xDS client and the certificate manager, as far as they have an address. The channel closes
+// when the state is complete, which without xDS it is at once.
 func (a *app) controlPlane(ctx context.Context, g *group, fail func(error), who identityInfo) (<-chan struct{}, error) {
+	if who.clusterID == "" {
+		who.clusterID = defaultClusterID
+	}
+	if err := a.startCA(ctx, g, fail, who); err != nil {
+		return nil, err
+	}
+	if a.cfg.XDSAddress == "" {
+		complete := make(chan struct{})
+		close(complete)
+		return complete, nil
+	}
 	roots, err := rootsOf("XDS_ROOT_CA", a.cfg.XDSRoot)
 	if err != nil {
 		return nil, err
 	}
-	caRoots, err := rootsOf("CA_ROOT_CA", a.cfg.CARoot)
-	if err != nil {
-		return nil, err
-	}
-	if who.clusterID == "" {
-		who.clusterID = defaultClusterID
-	}
-	ca, err := istioca.New(istioca.Config{
-		Address: a.cfg.CAAddress, ServerName: a.cfg.CAServerName, Roots: caRoots, Token: who.token, ClusterID: who.clusterID,
-		Headers: a.cfg.CAHeaders, Dial: a.dial, Log: a.log,
-	})
-	if err != nil {
-		return nil, err
-	}
-	manager, err := identity.NewManager(identity.Config{Signer: ca, Log: a.log, TTL: a.cfg.SecretTTL, Impersonate: who.impersonate})
-	if err != nil {
-		return nil, err
-	}
-	a.manager.set(manager)
 	client, err := xds.New(xds.Config{
-		Address: a.cfg.XDSAddress, ServerName: a.cfg.XDSServerName, Roots: roots, Token: who.token, ClusterID: who.clusterID,
-		Headers: a.cfg.XDSHeaders, Sink: a.store, Dial: a.dial, Metrics: xdsMetrics{a.metrics}, Log: a.log,
+		Address: a.cfg.XDSAddress, ServerName: a.cfg.XDSServerName, Roots: roots, Token: who.token, TokenRejected: who.rejected,
+		ClusterID: who.clusterID, Headers: a.cfg.XDSHeaders, Sink: a.store, Dial: a.dial, TLS: a.cfg.Tuning.TLS.Apply,
+		Metrics: xdsMetrics{a.metrics}, Log: a.log,
 		Node: xds.NodeInfo{Name: who.name, Namespace: who.namespace, InstanceIP: who.instanceIP, NodeName: a.cfg.NodeName,
 			Metadata: a.nodeMetadata(who)},
 	})
 	if err != nil {
 		return nil, err
 	}
-	g.start(ctx, fail, manager.Run)
 	g.start(ctx, fail, client.Run)
+	return client.Synced(), nil
+}
+
+// startCA starts the certificate manager.
+func (a *app) startCA(ctx context.Context, g *group, fail func(error), who identityInfo) error {
+	if a.cfg.CAAddress == "" {
+		a.log.Warn("CA_ADDRESS is empty: there are no certificates, and no tunnels")
+		return nil
+	}
+	roots, err := rootsOf("CA_ROOT_CA", a.cfg.CARoot)
+	if err != nil {
+		return err
+	}
+	ca, err := istioca.New(istioca.Config{
+		Address: a.cfg.CAAddress, ServerName: a.cfg.CAServerName, Roots: roots, Token: who.token, TokenRejected: who.rejected,
+		ClusterID: who.clusterID, Headers: a.cfg.CAHeaders, Dial: a.dial, TLS: a.cfg.Tuning.TLS.Apply, Log: a.log,
+	})
+	if err != nil {
+		return err
+	}
+	manager, err := identity.NewManager(identity.Config{Signer: ca, Log: a.log, TTL: a.cfg.SecretTTL, Impersonate: who.impersonate})
+	if err != nil {
+		return err
+	}
+	a.manager.set(manager)
+	g.start(ctx, fail, manager.Run)
 	g.start(ctx, fail, func(ctx context.Context) error {
 		<-ctx.Done()
 		return ca.Close()
 	})
-	return client.Synced(), nil
+	return nil
 }
 
 func (a *app) nodeMetadata(who identityInfo) map[string]any {
@@ -225,6 +261,9 @@ func (a *app) synced(ctx context.Context, ch <-chan struct{}) bool {
 // certificate is the hbone.CertSource of this program.
 func (a *app) certificate(ctx context.Context, id mesh.Identity) (hbone.Certificate, error) {
 	m := a.manager.get()
+	if m == nil && a.cfg.CAAddress == "" {
+		return hbone.Certificate{}, errNoCA
+	}
 	if m == nil {
 		return hbone.Certificate{}, errors.New("identity error: there is no certificate authority yet")
 	}
@@ -233,52 +272,6 @@ func (a *app) certificate(ctx context.Context, id mesh.Identity) (hbone.Certific
 		return hbone.Certificate{}, fmt.Errorf("identity error: %w", err)
 	}
 	return hbone.Certificate{TLS: c.TLS, Roots: c.Roots}, nil
-}
-
-// dialer makes connections that capture leaves alone.
-func (a *app) dialer() *net.Dialer {
-	d := &net.Dialer{Resolver: a.hosts, KeepAliveConfig: redirect.KeepAlive()}
-	if a.cfg.PacketMark != 0 {
-		d.Control = redirect.Control(uint32(a.cfg.PacketMark))
-	}
-	return d
-}
-
-func (a *app) dial(ctx context.Context, network, addr string) (net.Conn, error) {
-	return a.dialer().DialContext(ctx, network, addr)
-}
-
-// lookupHost resolves gateways that are known by name only.
-func (a *app) lookupHost(ctx context.Context, host string) ([]netip.Addr, error) {
-	addrs, err := a.hosts.LookupNetIP(ctx, "ip", host)
-	for i := range addrs {
-		addrs[i] = addrs[i].Unmap()
-	}
-	return addrs, err
-}
-
-func (a *app) listenConfig(reuse bool) *net.ListenConfig {
-	lc := &net.ListenConfig{KeepAliveConfig: redirect.KeepAlive()}
-	if reuse {
-		lc.Control = redirect.ReusePort
-	}
-	return lc
-}
-
-// listenIn opens a TCP listener in a network namespace; nil is the current one.
-func listenIn(ctx context.Context, ns *inpod.Netns, lc *net.ListenConfig, ipv6 bool, address string) (net.Listener, error) {
-	host, _, err := net.SplitHostPort(address)
-	if err != nil {
-		return nil, err
-	}
-	if host != "" || !ipv6 {
-		return ns.Listen(ctx, lc, "tcp4", address)
-	}
-	l, err := ns.Listen(ctx, lc, "tcp", address)
-	if errors.Is(err, syscall.EAFNOSUPPORT) || errors.Is(err, syscall.EADDRNOTAVAIL) {
-		return ns.Listen(ctx, lc, "tcp4", address) // IPv6 is switched off there
-	}
-	return l, err
 }
 
 // dnsView lets the DNS proxy read the state.

@@ -11,6 +11,9 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
 	"github.com/isthmus-mesh/isthmus/internal/identity/iamproof"
 	"github.com/isthmus-mesh/isthmus/internal/mesh"
 	"github.com/isthmus-mesh/isthmus/internal/meshtest"
@@ -76,6 +79,24 @@ func TestDedicatedThroughBroker(t *testing.T) {
 		_, text, err := task.get(mesh.MetricsPort, "/metrics")
 		return err == nil && strings.Contains(text, `source_canonical_service="shell-service"`)
 	})
+}
+
+// A token that istiod does not accept any more, because it was revoked, is replaced at once and not at its end.
+func TestRevokedTokenIsReplaced(t *testing.T) {
+	istiod := newMesh(t)
+	broker := startBroker(t, istiod, 0)
+	task := startWith(t, shellIP, istiod, func(c *Config) { c.tokenAge = time.Nanosecond }, "AUTH_TOKEN=",
+		"ISTHMUS_BROKER_ADDRESS=https://"+broker.Listener.Addr().String(), "AWS_REGION=us-east-2",
+		"AWS_ACCESS_KEY_ID=ASIAIOSFODNN7EXAMPLE", "AWS_SECRET_ACCESS_KEY=secret", "AWS_SESSION_TOKEN=session")
+	meshtest.Eventually(t, "the task is ready", task.ready)
+	issued := func() int { return strings.Count(task.out.String(), "token issued by the broker") }
+	if issued() != 1 {
+		t.Fatalf("%d tokens were issued at the start, want 1", issued())
+	}
+	istiod.Refuse(status.Error(codes.Unauthenticated, "token was revoked"))
+	meshtest.Eventually(t, "another token is fetched", func() bool { return issued() > 1 })
+	istiod.Refuse(nil)
+	meshtest.Eventually(t, "the stream is back", func() bool { return istiod.Streams() == 1 })
 }
 
 // A broker with the right certificate authority but another identity must not learn the proof.

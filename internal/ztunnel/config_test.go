@@ -14,7 +14,7 @@ func TestParseConfig(t *testing.T) {
 		"PROXY_MODE=dedicated", "PROXY_WORKLOAD_INFO=ns/name/sa", "NETWORK=eks", "INSTANCE_IP=::ffff:10.0.0.1", "ISTIO_META_CLUSTER_ID=Kubernetes",
 		"XDS_ADDRESS=istiod.istio-system.svc:15012", "CA_ADDRESS=https://ca:15012", "ALT_XDS_HOSTNAME=x", "LOG_FORMAT=json", "SECRET_TTL=1h",
 		"UNSTABLE_ENABLE_SOCKS5=true", "ISTIO_META_DNS_CAPTURE=false", "ISTIO_METAJSON_A={\"b\":1}", "XDS_HEADER_k=v",
-		"TERMINATION_GRACE_PERIOD_SECONDS=30", "ISTIO_META_DNS_PROXY_ADDR=localhost:5353", "PACKET_MARK=7", "TLS12_ENABLED=true",
+		"TERMINATION_GRACE_PERIOD_SECONDS=30", "ISTIO_META_DNS_PROXY_ADDR=localhost:5353", "PACKET_MARK=7",
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -25,11 +25,11 @@ func TestParseConfig(t *testing.T) {
 	if c.XDSAddress != "https://istiod.istio-system.svc:15012" || c.ClusterID != "Kubernetes" || c.XDSHeaders["k"] != "v" || c.Metadata["A"] == nil {
 		t.Errorf("control plane = %q %q %v %v", c.XDSAddress, c.ClusterID, c.XDSHeaders, c.Metadata)
 	}
-	if !c.SOCKS || c.DNS || c.Listen.DNS != "127.0.0.1:5353" || c.PacketMark != 7 || c.SecretTTL != time.Hour || c.Grace != 25*time.Second || c.LogFormat != telemetry.JSON {
+	if !c.SOCKS || c.DNS || c.Listen.DNS != "localhost:5353" || c.PacketMark != 7 || c.SecretTTL != time.Hour || c.Grace != 25*time.Second || c.LogFormat != telemetry.JSON {
 		t.Errorf("data path = %+v", c)
 	}
-	if len(c.Warnings) != 1 {
-		t.Errorf("warnings = %q, want one for TLS12_ENABLED", c.Warnings)
+	if len(c.Warnings) != 0 {
+		t.Errorf("warnings = %q, want none", c.Warnings)
 	}
 }
 
@@ -38,7 +38,7 @@ func TestDefaults(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if c.Mode != Shared || c.PacketMark != 1337 || !c.DNS || c.SOCKS || c.Grace != 5*time.Second || c.Listen.SOCKS != "127.0.0.1:15080" || c.Listen.Admin != "127.0.0.1:15000" {
+	if c.Mode != Shared || c.PacketMark != 1337 || !c.DNS || c.SOCKS || c.Grace != 5*time.Second || c.Listen.SOCKS != "127.0.0.1:15080" || c.Listen.Admin != "localhost:15000" {
 		t.Errorf("defaults = %+v", c)
 	}
 	for seconds, want := range map[string]time.Duration{"11": 6 * time.Second, "10": 9 * time.Second, "1": time.Second, "0": time.Second} {
@@ -51,15 +51,17 @@ func TestDefaults(t *testing.T) {
 
 func TestParseConfigReportsAllProblems(t *testing.T) {
 	_, err := ParseConfig([]string{
-		"PROXY_MODE=dedicated", "PROXY_WORKLOAD_INFO=a/b", "INSTANCE_IP=x", "XDS_ADDRESS=http://a", "CA_ADDRESS=", "SECRET_TTL=5", "UNSTABLE_ENABLE_SOCKS5=yes",
-		"PACKET_MARK=-1", "GATEWAY_TLS_ROUTES=x", "GATEWAY_TLS_PORTS=0", "RUST_LOG=loud", "CRL_PATH=/x", "FAKE_CA=true", "LOCAL_XDS_PATH=/x", "COMPLIANCE_POLICY=pqc",
+		"PROXY_MODE=dedicated", "PROXY_WORKLOAD_INFO=a/b", "INSTANCE_IP=x", "XDS_ADDRESS=http://a", "CA_ADDRESS=http://b", "SECRET_TTL=5", "UNSTABLE_ENABLE_SOCKS5=yes",
+		"PACKET_MARK=-1", "GATEWAY_TLS_ROUTES=x", "GATEWAY_TLS_PORTS=0", "RUST_LOG=loud", "FAKE_CA=true", "XDS_ON_DEMAND=true", "ENABLE_PROXY=false", "LOCAL_XDS_PATH=/x", "COMPLIANCE_POLICY=fips-140-2",
+		"KEEPALIVE_TIME=0s", "POOL_MAX_STREAMS_PER_CONNECTION=0", "HTTP2_FRAME_SIZE=100", "ZTUNNEL_WORKER_THREADS=200%", "PROXY_CONFIG={", "ISTHMUS_MISSING_POLICY=perhaps",
 		"ISTIO_META_DNS_PROXY_ADDR=host:1", "ISTHMUS_BROKER_IDENTITY=x", "ISTHMUS_BROKER_ADDRESS=https://b:1", "CONNECTION_TERMINATION_DEADLINE=soon",
 	})
 	if err == nil {
 		t.Fatal("everything wrong was accepted")
 	}
 	for _, key := range []string{"PROXY_WORKLOAD_INFO", "INSTANCE_IP", "XDS_ADDRESS", "CA_ADDRESS", "SECRET_TTL", "UNSTABLE_ENABLE_SOCKS5", "PACKET_MARK", "GATEWAY_TLS_ROUTES",
-		"GATEWAY_TLS_PORTS", "RUST_LOG", "CRL_PATH", "FAKE_CA", "LOCAL_XDS_PATH", "COMPLIANCE_POLICY", "ISTIO_META_DNS_PROXY_ADDR", "ISTHMUS_BROKER_IDENTITY", "AWS_REGION", "CONNECTION_TERMINATION_DEADLINE"} {
+		"GATEWAY_TLS_PORTS", "RUST_LOG", "FAKE_CA", "XDS_ON_DEMAND", "ENABLE_PROXY", "LOCAL_XDS_PATH", "KEEPALIVE_TIME", "POOL_MAX_STREAMS_PER_CONNECTION", "HTTP2_FRAME_SIZE",
+		"ZTUNNEL_WORKER_THREADS", "PROXY_CONFIG", "ISTHMUS_MISSING_POLICY", "COMPLIANCE_POLICY", "ISTIO_META_DNS_PROXY_ADDR", "ISTHMUS_BROKER_IDENTITY", "AWS_REGION", "CONNECTION_TERMINATION_DEADLINE"} {
 		if !strings.Contains(err.Error(), key+": ") {
 			t.Errorf("the error does not name %s", key)
 		}

@@ -15,7 +15,9 @@ import (
 // runDedicated serves the one workload beside which this proxy runs.
 func (a *app) runDedicated(data, control context.Context, g *group, fail func(error)) error {
 	a.ready.Set(taskProxy, false)
-	a.ready.Set(taskCertificate, false)
+	if a.cfg.CAAddress != "" {
+		a.ready.Set(taskCertificate, false)
+	}
 	if a.cfg.DNS {
 		a.ready.Set(taskDNS, false)
 	}
@@ -39,7 +41,9 @@ func (a *app) runDedicated(data, control context.Context, g *group, fail func(er
 		return err
 	}
 	a.addServed(uid, &served{info: info, proxy: w.proxy})
-	g.start(control, fail, func(ctx context.Context) error { return a.prefetchOwn(ctx, info) })
+	if a.cfg.CAAddress != "" {
+		g.start(control, fail, func(ctx context.Context) error { return a.prefetchOwn(ctx, info) })
+	}
 	a.metrics.ProxyStarted()
 	defer a.metrics.ProxyStopped()
 	a.ready.Set(taskProxy, true)
@@ -82,6 +86,7 @@ func (a *app) whoAmI(data, control context.Context, g *group, fail func(error)) 
 		return who, nil, err
 	}
 	g.start(control, fail, broker.Run)
+	who.rejected = broker.Rejected
 	who.token = func(ctx context.Context) (string, error) {
 		t, err := broker.Token(ctx)
 		return t.Token, err
@@ -108,7 +113,7 @@ func (a *app) broker() (*iamproof.BrokerClient, error) {
 	b := a.cfg.Broker
 	return iamproof.NewBrokerClient(iamproof.BrokerConfig{
 		Address: b.Address, ServerName: b.ServerName, Identity: b.Identity, Roots: roots, Credentials: creds,
-		Region: b.Region, Audience: b.Audience, Dial: a.dial, Log: a.log,
+		Region: b.Region, Audience: b.Audience, Dial: a.dial, MinTokenAge: a.cfg.tokenAge, Log: a.log,
 	})
 }
 

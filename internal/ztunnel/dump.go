@@ -4,30 +4,33 @@ import (
 	"context"
 	"crypto/x509"
 	"net"
+	"runtime"
 
 	"github.com/isthmus-mesh/isthmus/internal/admin"
 	"github.com/isthmus-mesh/isthmus/internal/identity"
 	"github.com/isthmus-mesh/isthmus/internal/logattr"
 	"github.com/isthmus-mesh/isthmus/internal/mesh"
+	"github.com/isthmus-mesh/isthmus/internal/state"
 	"github.com/isthmus-mesh/isthmus/internal/telemetry"
 	"github.com/isthmus-mesh/isthmus/internal/version"
 )
 
 // adminServer binds the admin, metrics and readiness ports.
 func (a *app) adminServer(ctx context.Context, shutdown func()) (*admin.Server, error) {
-	var ls [3]net.Listener
+	var ls [3][]net.Listener
 	for i, address := range []string{a.cfg.Listen.Admin, a.cfg.Listen.Metrics, a.cfg.Listen.Readiness} {
-		l, err := a.listen(ctx, address)
-		if err != nil {
-			for _, open := range ls[:i] {
-				open.Close()
+		var err error
+		if ls[i], err = a.listenLocal(ctx, nil, a.listenConfig(false), address); err != nil {
+			for _, opened := range ls[:i] {
+				for _, l := range opened {
+					l.Close()
+				}
 			}
 			return nil, err
 		}
-		ls[i] = l
 	}
 	return admin.New(admin.Config{
-		Admin: ls[:1], Metrics: ls[1:2], Readiness: ls[2:],
+		Admin: ls[0], Metrics: ls[1], Readiness: ls[2],
 		Dump: a.dump, Levels: a.levels, Shutdown: shutdown, Ready: a.ready,
 		Gather: telemetry.MetricsHandler(a.reg, a.metrics), Log: a.log.With(logattr.Scope("admin")),
 	})
@@ -42,6 +45,12 @@ func (a *app) dump() admin.Dump {
 	}
 	d.Version = map[string]string{"version": version.String(), "name": "isthmus-ztunnel"}
 	d.Config = a.settings()
+	if a.cfg.Static != nil {
+		own := state.NewStore()
+		own.Apply(*a.cfg.Static)
+		s := admin.Describe(own.Snapshot())
+		d.StaticConfig = map[string]any{"workloads": s.Workloads, "services": s.Services, "policies": s.Policies}
+	}
 	if m := a.manager.get(); m != nil {
 		for _, s := range m.States() {
 			d.Certificates = append(d.Certificates, certificate(s))
@@ -105,6 +114,10 @@ func (a *app) settings() map[string]any {
 		"dnsProxy": c.DNS, "socks5": c.SOCKS, "ipv6Enabled": c.IPv6, "packetMark": c.PacketMark,
 		"brokerAddress": c.Broker.Address, "brokerIdentity": c.Broker.Identity.String(), "brokerAudience": c.Broker.Audience,
 		"selfTerminationDeadline": c.Grace.String(), "gatewayTlsRoutes": c.TLSRoutes, "inpodUds": c.InpodSocket,
+		"keepaliveTime": c.Tuning.KeepAlive.Idle.String(), "keepaliveInterval": c.Tuning.KeepAlive.Interval.String(),
+		"keepaliveRetries": c.Tuning.KeepAlive.Count, "keepaliveEnabled": c.Tuning.KeepAlive.Enable, "userTimeout": c.Tuning.UserTimeout.String(),
+		"tls": describeTLS(c.Tuning.TLS), "crlPath": c.CRLPath, "workerThreads": runtime.GOMAXPROCS(0),
+		"missingPolicies": map[bool]string{true: "allow", false: "deny"}[c.AllowMissingPolicies], "policyWait": c.PolicyWait.String(),
 		"outboundPort": mesh.OutboundPort, "inboundPort": mesh.InboundPort, "hbonePort": mesh.HBONEPort,
 	}
 }

@@ -2,6 +2,7 @@ package ztunnel
 
 import (
 	"context"
+	"crypto/x509"
 	"fmt"
 	"net"
 	"net/netip"
@@ -12,6 +13,7 @@ import (
 	"github.com/isthmus-mesh/isthmus/internal/hbone"
 	"github.com/isthmus-mesh/isthmus/internal/logattr"
 	"github.com/isthmus-mesh/isthmus/internal/mesh"
+	"github.com/isthmus-mesh/isthmus/internal/telemetry"
 )
 
 // runGateway serves the east-west gateway. Passthrough starts at once, since a control plane on another network can
@@ -79,13 +81,17 @@ func (a *app) runTunnels(data, control context.Context, g *group, fail func(erro
 	if !a.synced(data, synced) {
 		return nil
 	}
-	gc.Store, gc.Self = a.store, self
+	gc.Store, gc.Self, gc.TLS, gc.Limits = a.store, self, a.cfg.Tuning.TLS, a.cfg.Tuning.Limits
+	if a.crl != nil {
+		gc.VerifyPeer = func(path []*x509.Certificate) error { return a.verifyPeer(telemetry.Destination, path) }
+	}
 	gc.Certs = func(ctx context.Context) (hbone.Certificate, error) { return a.certificate(ctx, self.Identity()) }
 	gw, err := gateway.New(gc)
 	if err != nil {
 		fail(err)
 		return err
 	}
+	a.alsoRecheck(gw)
 	g.start(control, fail, func(ctx context.Context) error { return a.awaitCertificate(ctx, self.Identity()) })
 	a.ready.Set(taskProxy, true)
 	err = gw.Run(data, gateway.Listeners{HBONE: hl})

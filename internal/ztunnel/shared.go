@@ -25,6 +25,9 @@ func (a *app) runShared(data, control context.Context, g *group, fail func(error
 		return err
 	}
 	g.start(control, fail, a.prefetchNode)
+	if err := a.serveSelf(data, g, fail); err != nil {
+		return err
+	}
 	pods := &pods{a: a, data: data, running: map[string]*pod{}}
 	client, err := inpod.NewClient(inpod.ClientConfig{Path: a.cfg.InpodSocket, Handler: pods, Log: a.log.With(logattr.Scope("inpod"))})
 	if err != nil {
@@ -38,6 +41,35 @@ func (a *app) runShared(data, control context.Context, g *group, fail func(error
 	}
 	return err
 }
+
+// serveSelf accepts tunnels to this proxy's own pod, so that its metrics can be scraped through HBONE, if the proxy was
+// told who it is. It listens in its own network namespace.
+func (a *app) serveSelf(data context.Context, g *group, fail func(error)) error {
+	info := proxy.WorkloadInfo{Name: a.cfg.PodName, Namespace: a.cfg.PodNamespace, ServiceAccount: a.cfg.ServiceAccount, Node: a.cfg.NodeName}
+	if info.Name == "" || info.Namespace == "" || info.ServiceAccount == "" || a.cfg.CAAddress == "" {
+		return nil
+	}
+	p, err := proxy.New(proxy.Config{
+		Workload: info, Network: a.cfg.Network, Store: a.store, Certs: a.certificate, Dial: a.dialIn(nil),
+		LoopbackFallback: true, NoResponseBaggage: !a.cfg.ResponseBaggage, Tunnel: a.tunnelConfig(),
+		PolicyWait: a.cfg.PolicyWait, AllowMissingPolicies: a.cfg.AllowMissingPolicies,
+		Grace: a.cfg.Grace, MaxConnections: maxSelfConnections, Metrics: a.metrics, Access: a.access,
+		Log: a.log.With(logattr.Scope("proxy"), logattr.WorkloadName(info.Namespace, info.Name)),
+	})
+	if err != nil {
+		return err
+	}
+	l, err := a.listen(data, a.cfg.Listen.Self)
+	if err != nil {
+		return fmt.Errorf("listen for hbone to the proxy itself on %s: %w", a.cfg.Listen.Self, err)
+	}
+	a.alsoRecheck(p)
+	g.start(data, fail, func(ctx context.Context) error { return p.Run(ctx, proxy.Listeners{HBONE: l}) })
+	return nil
+}
+
+// maxSelfConnections bounds who scrapes the proxy at once.
+const maxSelfConnections = 256
 
 // pods is the set of pods that are served. It implements inpod.Handler.
 type pods struct {

@@ -3,12 +3,14 @@ package ztunnel
 import (
 	"bytes"
 	"context"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"os"
+	"strings"
 )
 
 // maxTokenFile bounds what is read as a token.
@@ -69,4 +71,31 @@ func ownAddress() (netip.Addr, error) {
 		return found, errors.New("find the own address: there is none; set INSTANCE_IP")
 	}
 	return found, nil
+}
+
+// rootsOf returns a function that reads trust roots: from a file each time, from the system, or from the text itself.
+func rootsOf(key, value string) (func() (*x509.CertPool, error), error) {
+	if value == "SYSTEM" {
+		return x509.SystemCertPool, nil
+	}
+	if strings.Contains(value, "-----BEGIN") {
+		pool := x509.NewCertPool()
+		if !pool.AppendCertsFromPEM([]byte(value)) {
+			return nil, fmt.Errorf("%s: no certificate in the PEM text", key)
+		}
+		return func() (*x509.CertPool, error) { return pool, nil }, nil
+	}
+	read := func() (*x509.CertPool, error) {
+		text, err := os.ReadFile(value)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", key, err)
+		}
+		pool := x509.NewCertPool()
+		if !pool.AppendCertsFromPEM(text) {
+			return nil, fmt.Errorf("%s: no certificate in %s", key, value)
+		}
+		return pool, nil
+	}
+	_, err := read()
+	return read, err
 }

@@ -73,28 +73,36 @@ func (a *app) newWorkloadProxy(ctx context.Context, at placement) (_ *workloadPr
 	if a.cfg.SOCKS {
 		w.listeners.Proxy = listen("socks5", a.cfg.Listen.SOCKS)
 	}
-	var udp net.PacketConn
-	var tcp net.Listener
-	if a.cfg.DNS && err == nil {
-		if udp, err = at.ns.ListenPacket(ctx, lc, "udp4", a.cfg.Listen.DNS); err == nil {
-			opened = append(opened, udp)
-		}
-		tcp = listen("dns", a.cfg.Listen.DNS)
-	}
 	if err != nil {
 		return nil, err
+	}
+	var udp []net.PacketConn
+	var tcp []net.Listener
+	if a.cfg.DNS {
+		if udp, err = a.listenPackets(ctx, at.ns, lc, a.cfg.Listen.DNS); err != nil {
+			return nil, fmt.Errorf("listen for dns on %s: %w", a.cfg.Listen.DNS, err)
+		}
+		for _, c := range udp {
+			opened = append(opened, c)
+		}
+		if tcp, err = a.listenLocal(ctx, at.ns, lc, a.cfg.Listen.DNS); err != nil {
+			return nil, fmt.Errorf("listen for dns on %s: %w", a.cfg.Listen.DNS, err)
+		}
+		for _, c := range tcp {
+			opened = append(opened, c)
+		}
 	}
 	resolver, err := dns.New(dns.Config{
 		View:   func() dns.View { return dnsView{a.store.Snapshot()} },
 		Client: func(ctx context.Context) (*mesh.Workload, error) { return proxy.LocalWorkload(ctx, a.store, at.info) },
 		Dial:   a.dial, Domain: a.cfg.ClusterDomain, Search: at.search, PreferredNamespace: a.cfg.PreferredNamespace,
-		DisableIPv6: !a.cfg.IPv6, Upstreams: a.resolv.Nameservers, Metrics: a.metrics, Log: a.log.With(logattr.Scope("dns")),
+		DisableIPv6: !a.cfg.IPv6, Upstreams: a.resolv.Nameservers, Cache: a.cache, Metrics: a.metrics, Log: a.log.With(logattr.Scope("dns")),
 	})
 	if err != nil {
 		return nil, err
 	}
 	if a.cfg.DNS {
-		w.dns, err = dns.NewServer(dns.ServerConfig{Resolver: resolver, PacketConns: []net.PacketConn{udp}, Listeners: []net.Listener{tcp}})
+		w.dns, err = dns.NewServer(dns.ServerConfig{Resolver: resolver, PacketConns: udp, Listeners: tcp})
 		if err != nil {
 			return nil, err
 		}
@@ -103,7 +111,8 @@ func (a *app) newWorkloadProxy(ctx context.Context, at placement) (_ *workloadPr
 		Workload: at.info, Network: at.network, Store: a.store, Certs: a.certificate,
 		Dial: a.dialIn(at.ns), Resolver: resolver, LookupHost: a.lookupHost, OriginalDst: redirect.OriginalDst,
 		LoopbackFallback: at.beside, SpoofSource: a.cfg.SpoofSource && at.ns != nil, NoResponseBaggage: !a.cfg.ResponseBaggage,
-		Grace: a.cfg.Grace, MaxConnections: a.cfg.MaxConnections, Metrics: a.metrics, Access: a.access,
+		Grace: a.cfg.Grace, MaxConnections: a.cfg.MaxConnections, Metrics: a.metrics, Access: a.access, Tunnel: a.tunnelConfig(),
+		NoLoopbackTunnel: !a.cfg.Tuning.LoopbackTunnel, PolicyWait: a.cfg.PolicyWait, AllowMissingPolicies: a.cfg.AllowMissingPolicies,
 		Log: a.log.With(logattr.Scope("proxy"), logattr.WorkloadName(at.info.Namespace, at.info.Name)),
 	})
 	if err != nil {
@@ -149,7 +158,7 @@ func (a *app) dialIn(ns *inpod.Netns) func(context.Context, proxy.DialRequest) (
 		}
 		spoofed := *d
 		spoofed.LocalAddr = &net.TCPAddr{IP: r.Source.AsSlice()}
-		spoofed.Control = redirect.Controls(redirect.Control(uint32(a.cfg.PacketMark)), redirect.SpoofSource())
+		spoofed.Control = redirect.Controls(d.Control, redirect.SpoofSource())
 		c, err := ns.Dial(ctx, &spoofed, "tcp", r.Addr.String())
 		if errors.Is(err, syscall.EPERM) || errors.Is(err, syscall.EADDRNOTAVAIL) {
 			return ns.Dial(ctx, d, "tcp", r.Addr.String()) // the host does not allow it: the application sees us instead

@@ -19,6 +19,7 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"runtime"
 	"syscall"
 	"time"
 
@@ -96,6 +97,9 @@ func runProxy(environ []string, stdout io.Writer) error {
 		return fmt.Errorf("configuration:\n%w", err)
 	}
 	raiseDescriptorLimit()
+	if cfg.Threads > 0 {
+		runtime.GOMAXPROCS(cfg.Threads)
+	}
 	limitMemory(cfg.getenv)
 	ctx, stop := context.WithCancelCause(context.Background())
 	defer stop(nil)

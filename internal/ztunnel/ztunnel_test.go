@@ -45,6 +45,12 @@ type running struct {
 // start runs a proxy at ip, with the environment it would have.
 func start(t *testing.T, ip netip.Addr, istiod *meshtest.Istiod, env ...string) *running {
 	t.Helper()
+	return startWith(t, ip, istiod, func(*Config) {}, env...)
+}
+
+// startWith is start with a change of what the environment cannot say.
+func startWith(t *testing.T, ip netip.Addr, istiod *meshtest.Istiod, change func(*Config), env ...string) *running {
+	t.Helper()
 	root := filepath.Join(t.TempDir(), "root.pem")
 	if err := os.WriteFile(root, istiod.CA.RootPEM(), 0o600); err != nil {
 		t.Fatal(err)
@@ -59,10 +65,12 @@ func start(t *testing.T, ip netip.Addr, istiod *meshtest.Istiod, env ...string) 
 	at := func(port int) string { return fmt.Sprintf("%s:%d", ip, port) }
 	if cfg.Mode == Shared { // the pods' ports are in their own namespaces
 		cfg.Listen.Admin, cfg.Listen.Metrics, cfg.Listen.Readiness = at(mesh.AdminPort), at(mesh.MetricsPort), at(mesh.ReadinessPort)
+		cfg.Listen.Self = at(mesh.HBONEPort)
 	} else {
 		cfg.Listen = Addresses{Outbound: at(mesh.OutboundPort), Plain: at(mesh.InboundPort), HBONE: at(mesh.HBONEPort), SOCKS: at(mesh.SOCKSPort),
 			DNS: at(mesh.DNSPort), Admin: at(mesh.AdminPort), Metrics: at(mesh.MetricsPort), Readiness: at(mesh.ReadinessPort)}
 	}
+	change(&cfg)
 	r := &running{ip: ip, out: &lockedBuffer{}, done: make(chan error, 1)}
 	ctx, stop := context.WithCancelCause(context.Background())
 	r.stop = stop
@@ -111,14 +119,20 @@ func newMesh(t *testing.T) *meshtest.Istiod {
 	key := mesh.ServiceKey{Namespace: "ecs-demo-1", Hostname: echoHost}
 	istiod.Set(workload("shell-1", "default", "shell", shellIP), workload("echo-1", "ecs-demo-1", "echo", echoIP, key),
 		&mesh.Service{Key: key, Name: "echo", VIPs: []mesh.NetworkAddress{{Network: "eks", Addr: vip}}, Ports: map[uint16]uint16{80: 8080}})
-	l, err := net.Listen("tcp", netip.AddrPortFrom(echoIP, 8080).String())
+	serveAt(t, netip.AddrPortFrom(echoIP, 8080), "hello")
+	return istiod
+}
+
+// serveAt runs an HTTP server that says text.
+func serveAt(t *testing.T, at netip.AddrPort, text string) {
+	t.Helper()
+	l, err := net.Listen("tcp", at.String())
 	if err != nil {
 		t.Fatal(err)
 	}
-	app := &httptest.Server{Listener: l, Config: &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "hello") })}}
+	app := &httptest.Server{Listener: l, Config: &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, text) })}}
 	app.Start()
 	t.Cleanup(app.Close)
-	return istiod
 }
 
 func TestDedicated(t *testing.T) {

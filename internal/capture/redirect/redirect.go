@@ -100,6 +100,26 @@ func ReusePort(_, _ string, c syscall.RawConn) error {
 	return serr
 }
 
+// UserTimeout returns a Control function that ends connections whose data is not acknowledged for d; 0 sets nothing.
+// Sockets that a listener accepts inherit it.
+func UserTimeout(d time.Duration) func(network, address string, c syscall.RawConn) error {
+	return func(network, _ string, c syscall.RawConn) error {
+		if d == 0 || len(network) < 3 || network[:3] != "tcp" {
+			return nil
+		}
+		var serr error
+		if err := c.Control(func(fd uintptr) {
+			serr = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(d.Milliseconds()))
+		}); err != nil {
+			return err
+		}
+		if serr != nil {
+			return fmt.Errorf("set user timeout %v: %w", d, serr)
+		}
+		return nil
+	}
+}
+
 // Controls joins Control functions; the first error ends it.
 func Controls(fs ...func(network, address string, c syscall.RawConn) error) func(network, address string, c syscall.RawConn) error {
 	return func(network, address string, c syscall.RawConn) error {

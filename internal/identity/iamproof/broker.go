@@ -31,9 +31,7 @@ const (
 	maxTokenBackoff = 15 * time.Second
 	// refreshAt is the part of a token's life after which a new one is fetched.
 	refreshNumerator, refreshDenominator = 2, 3
-	// minTokenAge is how old a token must be for its rejection to count: one that is rejected when new would be
-	// rejected again.
-	minTokenAge = 10 * time.Second
+	defaultMinTokenAge                   = 10 * time.Second
 )
 
 // BrokerConfig configures a BrokerClient.
@@ -50,7 +48,10 @@ type BrokerConfig struct {
 	// Dial connects to the broker; nil means the standard way.
 	Dial    func(ctx context.Context, network, addr string) (net.Conn, error)
 	Timeout time.Duration // of one request; 0 means 10s
-	Log     *slog.Logger  // required
+	// MinTokenAge is how old a token must be for its rejection to count; 0 means 10s. One that is rejected when new
+	// would be rejected again, and the broker would be asked without end.
+	MinTokenAge time.Duration
+	Log         *slog.Logger // required
 }
 
 // BrokerClient gets tokens for istiod from the broker. A token is kept and replaced after two thirds of its life; as
@@ -102,6 +103,9 @@ func NewBrokerClient(cfg BrokerConfig) (*BrokerClient, error) {
 	if cfg.Timeout == 0 {
 		cfg.Timeout = 10 * time.Second
 	}
+	if cfg.MinTokenAge == 0 {
+		cfg.MinTokenAge = defaultMinTokenAge
+	}
 	if cfg.Dial == nil {
 		cfg.Dial = (&net.Dialer{}).DialContext
 	}
@@ -138,7 +142,7 @@ func (c *BrokerClient) Token(ctx context.Context) (TokenResponse, error) {
 func (c *BrokerClient) Rejected(token string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if token == c.current.Token && time.Since(c.issued) >= minTokenAge {
+	if token == c.current.Token && time.Since(c.issued) >= c.cfg.MinTokenAge {
 		c.rejected = true
 	}
 }

@@ -50,6 +50,8 @@ type Config struct {
 	// TokenRejected is told of each token that istiod does not accept; nil ignores it.
 	TokenRejected func(token string)
 	ClusterID     string // required: istiod chooses by it which cluster judges the token
+	// TLS narrows what is spoken to the server; nil leaves it at TLS 1.3.
+	TLS func(*tls.Config)
 	// Headers are further metadata of each request.
 	Headers map[string]string
 	// Dial connects to the authority; nil means the standard way.
@@ -87,6 +89,9 @@ func New(cfg Config) (*Client, error) {
 	}
 	if cfg.Dial == nil {
 		cfg.Dial = (&net.Dialer{}).DialContext
+	}
+	if cfg.TLS == nil {
+		cfg.TLS = func(*tls.Config) {}
 	}
 	return &Client{cfg: cfg, log: cfg.Log.With(logattr.Scope("istioca")), target: target}, nil
 }
@@ -145,12 +150,10 @@ func (c *Client) connection() (*grpc.ClientConn, error) {
 	if c.conn != nil && c.roots.Equal(roots) {
 		return c.conn, nil
 	}
+	tlsConfig := &tls.Config{MinVersion: tls.VersionTLS13, ServerName: c.cfg.ServerName, RootCAs: roots}
+	c.cfg.TLS(tlsConfig)
 	conn, err := grpc.NewClient("passthrough:///"+c.target,
-		grpc.WithTransportCredentials(credentials.NewTLS(&tls.Config{
-			MinVersion: tls.VersionTLS13,
-			ServerName: c.cfg.ServerName,
-			RootCAs:    roots,
-		})),
+		grpc.WithTransportCredentials(credentials.NewTLS(tlsConfig)),
 		grpc.WithContextDialer(func(ctx context.Context, addr string) (net.Conn, error) { return c.cfg.Dial(ctx, "tcp", addr) }),
 		grpc.WithConnectParams(grpc.ConnectParams{
 			Backoff:           grpcbackoff.Config{BaseDelay: time.Second, Multiplier: 2, Jitter: 0.2, MaxDelay: maxReconnect},

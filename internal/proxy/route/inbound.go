@@ -36,10 +36,11 @@ func (r *Rejection) Error() string { return r.Text }
 
 // InboundQuery is a tunnel that arrived.
 type InboundQuery struct {
-	Network   string
-	Local     *mesh.Workload
-	Dialled   netip.AddrPort // the local address of the connection
-	Authority string
+	Network    string
+	Local      *mesh.Workload
+	Dialled    netip.AddrPort // the local address of the connection
+	Authority  string
+	NoLoopback bool // application tunnels are reached at the own address
 	// Illegal reports ports that are the proxy's own.
 	Illegal func(port uint16) bool
 }
@@ -58,7 +59,7 @@ func ResolveInbound(s *state.Snapshot, q InboundQuery) (Inbound, error) {
 			port = t.Port
 		}
 		in.Dial = netip.AddrPortFrom(in.Addr.Addr(), port)
-		if t.PROXY {
+		if t.PROXY && !q.NoLoopback {
 			in.Dial = netip.AddrPortFrom(Loopback(in.Addr.Addr()), port)
 		}
 	}

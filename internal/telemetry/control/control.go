@@ -16,6 +16,7 @@ type Metrics struct {
 
 	awsCalls     *prometheus.CounterVec
 	awsSeconds   *prometheus.HistogramVec
+	events       *prometheus.CounterVec
 	sweeps       *prometheus.CounterVec
 	sweepSeconds prometheus.Histogram
 	seen         *prometheus.GaugeVec
@@ -48,6 +49,9 @@ func New(snapshotAge func() time.Duration) *Metrics {
 		sweepSeconds: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "isthmus_discovery_sweep_duration_seconds", Help: "Duration of sweeps.", Buckets: buckets,
 		}),
+		events: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "isthmus_discovery_events_total", Help: "Messages of event queues by outcome: hint or ignored.",
+		}, []string{"outcome"}),
 		seen: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "isthmus_discovery_objects", Help: "ECS clusters, services and tasks in the latest snapshots.",
 		}, []string{"kind"}),
@@ -85,7 +89,7 @@ func New(snapshotAge func() time.Duration) *Metrics {
 	age := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "isthmus_discovery_snapshot_age_seconds", Help: "Time since the last complete sweep of the account and region that was swept least recently.",
 	}, func() float64 { return snapshotAge().Seconds() })
-	m.registry.MustRegister(m.awsCalls, m.awsSeconds, m.sweeps, m.sweepSeconds, m.seen, m.accounts, m.problems, m.planned, m.writes, m.rounds,
+	m.registry.MustRegister(m.events, m.awsCalls, m.awsSeconds, m.sweeps, m.sweepSeconds, m.seen, m.accounts, m.problems, m.planned, m.writes, m.rounds,
 		m.leader, m.tokens, m.tokenSeconds, m.secrets, m.revoked, age,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
@@ -115,6 +119,18 @@ func (m *Metrics) Sweep(complete bool, took time.Duration) {
 	}
 	m.sweeps.WithLabelValues(completeness(complete)).Inc()
 	m.sweepSeconds.Observe(took.Seconds())
+}
+
+// Event counts a message of an event queue.
+func (m *Metrics) Event(understood bool) {
+	if m == nil {
+		return
+	}
+	outcome := "ignored"
+	if understood {
+		outcome = "hint"
+	}
+	m.events.WithLabelValues(outcome).Inc()
 }
 
 func completeness(complete bool) string {

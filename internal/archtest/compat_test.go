@@ -1,0 +1,88 @@
+package archtest
+
+import (
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+)
+
+const compatPage = "../../docs/reference/ztunnel-compatibility.md"
+
+// TestCompatibilityTable checks docs/reference/ztunnel-compatibility.md: no cell is empty, every file and test that it
+// names exists, and a row without a test says so.
+func TestCompatibilityTable(t *testing.T) {
+	text, err := os.ReadFile(compatPage)
+	if err != nil {
+		t.Fatal(err)
+	}
+	code := regexp.MustCompile("`([^`]+)`")
+	rows := 0
+	for i, line := range strings.Split(string(text), "\n") {
+		if !strings.HasPrefix(line, "|") || strings.HasPrefix(line, "|---") || strings.HasPrefix(line, "| Behaviour |") {
+			continue
+		}
+		rows++
+		cells := strings.Split(strings.Trim(line, "|"), " | ")
+		if len(cells) != 4 {
+			t.Errorf("line %d has %d cells, want 4", i+1, len(cells))
+			continue
+		}
+		for n, c := range cells {
+			if strings.TrimSpace(c) == "" {
+				t.Errorf("line %d: cell %d is empty", i+1, n+1)
+			}
+		}
+		for _, m := range code.FindAllStringSubmatch(cells[1], -1) {
+			if _, err := os.Stat(filepath.Join("..", m[1])); err != nil {
+				t.Errorf("line %d: there is no internal/%s", i+1, m[1])
+			}
+		}
+		tests := code.FindAllStringSubmatch(cells[2], -1)
+		for _, m := range tests {
+			if !testExists(t, m[1]) {
+				t.Errorf("line %d: there is no test %s", i+1, m[1])
+			}
+		}
+		reason := strings.TrimSpace(cells[3])
+		gap := strings.HasPrefix(reason, "Missing") || strings.HasPrefix(reason, "Not tested") || strings.HasPrefix(reason, "By construction")
+		switch {
+		case len(tests) == 0 && strings.TrimSpace(cells[2]) != "none":
+			t.Errorf("line %d names neither a test nor none", i+1)
+		case len(tests) == 0 && !gap:
+			t.Errorf("line %d has no test and does not say why: %q", i+1, reason)
+		}
+		for _, m := range code.FindAllStringSubmatch(reason, -1) {
+			if strings.Contains(m[1], ".Test") && !testExists(t, m[1]) {
+				t.Errorf("line %d: there is no test %s", i+1, m[1])
+			}
+		}
+	}
+	if rows < 100 {
+		t.Errorf("only %d rows were found: has the form of the table changed?", rows)
+	}
+}
+
+// testExists looks for "package.TestName" below internal/.
+func testExists(t *testing.T, name string) bool {
+	t.Helper()
+	pkg, fn, ok := strings.Cut(name, ".Test")
+	if !ok {
+		return false
+	}
+	files, err := filepath.Glob(filepath.Join("..", pkg, "*_test.go"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range files {
+		text, err := os.ReadFile(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if strings.Contains(string(text), "\nfunc Test"+fn+"(t *testing.T)") {
+			return true
+		}
+	}
+	return false
+}
