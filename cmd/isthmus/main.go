@@ -7,4 +7,4 @@ import (
 	"github.com/isthmus-mesh/isthmus/internal/cli"
 )
 
-func main() { os.Exit(cli.Run(os.Args[1:], os.Environ(), os.Stdin, os.Stdout, os.Stderr)) }
+func main() { os.Exit(cli.Main(os.Args, os.Environ(), os.Stdin, os.Stdout, os.Stderr)) }

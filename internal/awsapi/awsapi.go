@@ -72,8 +72,8 @@ type Target struct {
 	Account string
 }
 
-// accountID returns the account by which request limits are shared; "" is the session's own.
-func (t Target) accountID() string {
+// AccountID returns the account by which request limits are shared; "" is the session's own.
+func (t Target) AccountID() string {
 	if t.Account != "" {
 		return t.Account
 	}
@@ -153,7 +153,7 @@ func (c Credentials) String() string { return "credentials of " + c.AccessKeyID 
 
 // Credentials returns the credentials of a target, assuming its role if it has one.
 func (s *Session) Credentials(ctx context.Context, t Target) (Credentials, error) {
-	cfg, err := s.config(t)
+	cfg, err := s.SDKConfig(t)
 	if err != nil {
 		return Credentials{}, err
 	}
@@ -168,8 +168,9 @@ func (s *Session) Credentials(ctx context.Context, t Target) (Credentials, error
 	return out, nil
 }
 
-// config returns the SDK's configuration for a target.
-func (s *Session) config(t Target) (aws.Config, error) {
+// SDKConfig returns the SDK's configuration for a target, with our limits and measuring in it; packages below this one
+// make their clients of it.
+func (s *Session) SDKConfig(t Target) (aws.Config, error) {
 	cfg := s.base.Copy()
 	if t.Region != "" {
 		cfg.Region = t.Region
@@ -182,7 +183,7 @@ func (s *Session) config(t Target) (aws.Config, error) {
 			return aws.Config{}, fmt.Errorf("role of an aws account: %w", err)
 		}
 	}
-	t.Account = t.accountID()
+	t.Account = t.AccountID()
 	if t.RoleARN != "" {
 		cfg.Credentials = s.role(t, cfg)
 	}

@@ -292,11 +292,11 @@ func TestAlreadyExists(t *testing.T) {
 
 func TestPagesRefuseALoop(t *testing.T) {
 	token := "same"
-	if _, err := pages("x", func(*string) ([]string, *string, error) { return []string{"a"}, &token, nil }); err == nil {
+	if _, err := Pages("x", func(*string) ([]string, *string, error) { return []string{"a"}, &token, nil }); err == nil {
 		t.Error("a list that never ends gave no error")
 	}
 	n := 0
-	got, err := pages("x", func(*string) ([]string, *string, error) {
+	got, err := Pages("x", func(*string) ([]string, *string, error) {
 		if n++; n == 3 {
 			return nil, nil, errors.New("third page")
 		}

@@ -43,7 +43,7 @@ type ECS struct{ calls ECSCalls }
 
 // NewECS returns a reader of the target's ECS. It makes no network call.
 func NewECS(s *Session, t Target) (*ECS, error) {
-	cfg, err := s.config(t)
+	cfg, err := s.SDKConfig(t)
 	if err != nil {
 		return nil, err
 	}
@@ -60,7 +60,7 @@ func NewECSFromCalls(calls ECSCalls) *ECS { return &ECS{calls: calls} }
 
 // ListClusters returns the ARNs of all clusters.
 func (e *ECS) ListClusters(ctx context.Context) ([]string, error) {
-	return pages("list clusters", func(token *string) ([]string, *string, error) {
+	return Pages("list clusters", func(token *string) ([]string, *string, error) {
 		out, err := e.calls.ListClusters(ctx, &ecs.ListClustersInput{MaxResults: aws.Int32(pageClusters), NextToken: token})
 		if err != nil {
 			return nil, nil, err
@@ -71,7 +71,7 @@ func (e *ECS) ListClusters(ctx context.Context) ([]string, error) {
 
 // ListServices returns the ARNs of all services of a cluster.
 func (e *ECS) ListServices(ctx context.Context, cluster string) ([]string, error) {
-	return pages("list services of "+cluster, func(token *string) ([]string, *string, error) {
+	return Pages("list services of "+cluster, func(token *string) ([]string, *string, error) {
 		out, err := e.calls.ListServices(ctx, &ecs.ListServicesInput{Cluster: &cluster, MaxResults: aws.Int32(pageServices), NextToken: token})
 		if err != nil {
 			return nil, nil, err
@@ -83,12 +83,23 @@ func (e *ECS) ListServices(ctx context.Context, cluster string) ([]string, error
 // ListTasks returns the ARNs of the tasks of a cluster, or of one of its services, that ECS wants to run. A task leaves
 // this list as soon as ECS decides to stop it.
 func (e *ECS) ListTasks(ctx context.Context, cluster, service string) ([]string, error) {
+	return e.listTasks(ctx, cluster, service, types.DesiredStatusRunning)
+}
+
+// ListStoppedTasks returns the ARNs of the tasks of a service that ECS has stopped or is stopping. ECS forgets a stopped
+// task after about an hour.
+func (e *ECS) ListStoppedTasks(ctx context.Context, cluster, service string) ([]string, error) {
+	return e.listTasks(ctx, cluster, service, types.DesiredStatusStopped)
+}
+
+func (e *ECS) listTasks(ctx context.Context, cluster, service string, desired types.DesiredStatus) ([]string, error) {
 	var name *string
 	if service != "" {
 		name = &service
 	}
-	return pages("list tasks of "+cluster, func(token *string) ([]string, *string, error) {
-		out, err := e.calls.ListTasks(ctx, &ecs.ListTasksInput{Cluster: &cluster, ServiceName: name, MaxResults: aws.Int32(pageTasks), NextToken: token})
+	return Pages("list tasks of "+cluster, func(token *string) ([]string, *string, error) {
+		out, err := e.calls.ListTasks(ctx, &ecs.ListTasksInput{
+			Cluster: &cluster, ServiceName: name, DesiredStatus: desired, MaxResults: aws.Int32(pageTasks), NextToken: token})
 		if err != nil {
 			return nil, nil, err
 		}
@@ -176,8 +187,8 @@ func (e *ECS) InstanceIDs(ctx context.Context, cluster string, containerInstance
 	return ids, nil
 }
 
-// pages follows a list to its end. A partial list is never returned without an error.
-func pages(what string, next func(token *string) (items []string, token2 *string, err error)) ([]string, error) {
+// Pages follows a list to its end. A partial list is never returned without an error.
+func Pages(what string, next func(token *string) (items []string, token2 *string, err error)) ([]string, error) {
 	var all []string
 	var token *string
 	for range maxPages {

@@ -34,7 +34,7 @@ func (k Kind) String() string {
 
 var (
 	throttleCodes = []string{"ThrottlingException", "Throttling", "ThrottledException", "RequestLimitExceeded", "TooManyRequestsException", "RequestThrottled", "RequestThrottledException", "SlowDown", "LimitExceededException.Throttled"}
-	notFoundCodes = []string{"ClusterNotFoundException", "ServiceNotFoundException", "ServiceNotActiveException", "ResourceNotFoundException", "NotFoundException", "NoSuchEntity", "NoSuchEntityException", "TaskSetNotFoundException", "TargetNotFoundException"}
+	notFoundCodes = []string{"ClusterNotFoundException", "ServiceNotFoundException", "ServiceNotActiveException", "ResourceNotFoundException", "NotFoundException", "NoSuchEntity", "NoSuchEntityException", "TaskSetNotFoundException", "QueueDoesNotExist", "AWS.SimpleQueueService.NonExistentQueue", "TargetNotFoundException"}
 	deniedCodes   = []string{"AccessDenied", "AccessDeniedException", "UnauthorizedOperation", "AuthFailure", "UnrecognizedClientException", "InvalidClientTokenId", "ExpiredToken", "ExpiredTokenException", "SignatureDoesNotMatch", "InvalidSignatureException", "MissingAuthenticationToken", "OptInRequired", "NotAuthorized", "IncompleteSignature", "RequestExpired"}
 	serverCodes   = []string{"ServerException", "InternalFailure", "InternalError", "ServiceUnavailable", "ServiceUnavailableException", "InternalServerError", "InternalServerException", "Unavailable"}
 	invalidCodes  = []string{"InvalidParameterException", "ClientException", "ValidationError", "ValidationException", "InvalidParameterValue", "InvalidRequest", "MalformedPolicyDocument", "InvalidAction"}

@@ -25,7 +25,7 @@ func NewHosts(s *Session, t Target) (*Hosts, error) {
 	if err != nil {
 		return nil, err
 	}
-	cfg, err := s.config(t)
+	cfg, err := s.SDKConfig(t)
 	if err != nil {
 		return nil, err
 	}

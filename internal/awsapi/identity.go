@@ -14,7 +14,7 @@ type Caller struct{ Account, ARN string }
 // WhoAmI asks STS for the account and ARN of a target's credentials. A target with a role assumes it first, so that
 // this is also the test of whether an account is set up for us.
 func (s *Session) WhoAmI(ctx context.Context, t Target) (Caller, error) {
-	cfg, err := s.config(t)
+	cfg, err := s.SDKConfig(t)
 	if err != nil {
 		return Caller{}, err
 	}

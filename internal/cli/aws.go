@@ -2,9 +2,11 @@ package cli
 
 import (
 	"context"
+	"slices"
 	"strings"
 
 	"github.com/isthmus-mesh/isthmus/internal/awsapi"
+	awsadmin "github.com/isthmus-mesh/isthmus/internal/awsapi/admin"
 	"github.com/isthmus-mesh/isthmus/internal/config"
 	"github.com/isthmus-mesh/isthmus/internal/diag"
 )
@@ -24,12 +26,12 @@ func madeBy(cfg config.Config) map[string]string {
 }
 
 // aws opens the AWS account of the configuration.
-func (a *app) aws(ctx context.Context, cfg config.Config) (*awsapi.Admin, error) {
+func (a *app) aws(ctx context.Context, cfg config.Config) (*awsadmin.Client, error) {
 	s, err := awsapi.Open(ctx, awsapi.Config{Region: cfg.Region, Profile: cfg.Profile, RateShare: 1, SessionName: "isthmus"})
 	if err != nil {
 		return nil, diag.Wrap(diag.CloudUnreachable, err)
 	}
-	admin, err := awsapi.NewAdmin(ctx, s, awsapi.Target{Region: cfg.Region})
+	admin, err := awsadmin.New(ctx, s, awsapi.Target{Region: cfg.Region})
 	if err != nil {
 		return nil, diag.Wrap(diag.CloudUnreachable, err)
 	}
@@ -51,10 +53,36 @@ func (a *app) account(ctx context.Context, cfg config.Config) (string, error) {
 
 // awsError gives the errors that mean "no AWS here" their code and leaves the others as they are.
 func awsError(err error) error {
-	if awsapi.IsEndpointDown(err) || err != nil && strings.Contains(err.Error(), "get aws credentials") {
+	switch {
+	case err == nil, diag.CodeOf(err) != "":
+		return err
+	case awsapi.IsEndpointDown(err):
 		return diag.Wrap(diag.CloudUnreachable, err)
+	case slices.Contains([]string{"InvalidClientTokenId", "UnrecognizedClientException", "ExpiredToken", "ExpiredTokenException", "RequestExpired",
+		"SignatureDoesNotMatch", "InvalidSignatureException", "MissingAuthenticationToken", "AuthFailure"}, awsapi.Code(err)),
+		// The SDK gives the lack of credentials no type: nothing provided them, or what should have done has failed.
+		strings.Contains(err.Error(), "get credentials:") || strings.Contains(err.Error(), "get aws credentials"):
+		return diag.Wrap(diag.CloudCredentials, err)
+	case awsapi.IsAccessDenied(err):
+		return diag.Wrap(diag.CloudDenied, err)
 	}
 	return err
+}
+
+// eksCluster reads the EKS cluster of the configuration, or returns an error that says where it was looked for.
+func eksCluster(ctx context.Context, admin *awsadmin.Client, cfg config.Config) (awsadmin.EKSCluster, error) {
+	if cfg.Home != nil {
+		home, err := (&app{}).aws(ctx, cfg.OfHome())
+		if err != nil {
+			return awsadmin.EKSCluster{}, err
+		}
+		admin = home
+	}
+	eks, err := admin.EKSCluster(ctx, cfg.ClusterName)
+	if awsapi.IsNotFound(err) {
+		return eks, diag.Newf(diag.EKSClusterMissing, "account and region %s have no EKS cluster %q", admin.Region(), cfg.ClusterName)
+	}
+	return eks, awsError(err)
 }
 
 // partition is the AWS partition of a region.

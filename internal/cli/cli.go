@@ -3,14 +3,15 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"os/exec"
 	"os/signal"
-	"path/filepath"
 	"strings"
 	"syscall"
 
@@ -19,6 +20,7 @@ import (
 	"github.com/isthmus-mesh/isthmus/internal/cli/output"
 	"github.com/isthmus-mesh/isthmus/internal/config"
 	"github.com/isthmus-mesh/isthmus/internal/diag"
+	"github.com/isthmus-mesh/isthmus/internal/kube"
 	"github.com/isthmus-mesh/isthmus/internal/version"
 )
 
@@ -50,18 +52,47 @@ type app struct {
 	configPath string
 	kubeconfig string
 	kubeCtx    string
+	profile    string
+	region     string
+	color      output.Choice
+	istioctl   bool // called by the name istioctl
 }
 
-// Run executes one command line and returns the exit code of the process.
+// Main executes the command line of a process, whose first element is the name by which it was called, and returns the
+// exit code.
+func Main(argv, environ []string, in io.Reader, out, errw io.Writer) int {
+	a := newApp(environ, in, out, errw)
+	if len(argv) == 0 {
+		return a.execute(nil)
+	}
+	a.istioctl = isIstioctl(argv[0])
+	return a.execute(argv[1:])
+}
+
+// Run executes one command line and returns the exit code.
 func Run(args, environ []string, in io.Reader, out, errw io.Writer) int {
+	return newApp(environ, in, out, errw).execute(args)
+}
+
+func newApp(environ []string, in io.Reader, out, errw io.Writer) *app {
+	return &app{Streams: output.New(in, out, errw, environ), environ: environ, color: output.NewChoice("auto", "auto", "always", "never")}
+}
+
+func (a *app) execute(args []string) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	a := &app{Streams: output.New(in, out, errw, environ), environ: environ}
+	kube.RouteLogs(slog.New(slog.DiscardHandler)) // what its client has to say reaches people as our errors
 	root := a.root()
+	if a.istioctl {
+		root = a.istioctlRoot()
+	}
+	if args == nil {
+		args = []string{} // nil means the process's own to cobra
+	}
 	root.SetArgs(args)
-	root.SetIn(in)
-	root.SetOut(out)
-	root.SetErr(errw)
+	root.SetIn(a.In)
+	root.SetOut(a.Out)
+	root.SetErr(a.Err)
 	err := root.ExecuteContext(ctx)
 	return a.finish(ctx, err)
 }
@@ -85,16 +116,27 @@ func (a *app) finish(ctx context.Context, err error) int {
 	case errors.As(err, &problems):
 		fmt.Fprintln(a.Err, "isthmus:", problems.summary)
 		return exitProblems
-	case errors.As(err, &usage) || strings.HasPrefix(err.Error(), "unknown command") || strings.HasPrefix(err.Error(), "unknown flag") || strings.HasPrefix(err.Error(), "required flag"):
+	case errors.As(err, &usage) || isUsage(err.Error()):
 		fmt.Fprintf(a.Err, "isthmus: error: %v\n", err)
 		fmt.Fprintln(a.Err, "isthmus:   run the command with --help for its use")
 		return exitUsage
 	}
 	diag.Print(a.Err, "isthmus", err)
-	if code := diag.CodeOf(err); code == diag.KubeUnreachable || code == diag.CloudUnreachable {
+	switch diag.CodeOf(err) {
+	case diag.KubeUnreachable, diag.KubeForbidden, diag.CloudUnreachable, diag.CloudCredentials, diag.CloudDenied:
 		return exitUnreachable
 	}
 	return exitFailed
+}
+
+// isUsage tells cobra's complaints about the command line, which have no type, by how they begin.
+func isUsage(text string) bool {
+	for _, start := range []string{"unknown command", "unknown flag", "unknown shorthand", "required flag", "if any flags in the group"} {
+		if strings.HasPrefix(text, start) {
+			return true
+		}
+	}
+	return false
 }
 
 func (a *app) root() *cobra.Command {
@@ -113,9 +155,36 @@ ECS tasks beside the pods of an EKS cluster, under one unmodified istiod.`,
 	root.PersistentFlags().StringVar(&a.configPath, "config", "", "configuration file (default ./"+config.FileName+" if it exists)")
 	root.PersistentFlags().StringVar(&a.kubeconfig, "kubeconfig", "", "kubeconfig file (default as kubectl's)")
 	root.PersistentFlags().StringVar(&a.kubeCtx, "context", "", "context of the kubeconfig")
+	root.PersistentFlags().StringVar(&a.profile, "profile", "", "AWS profile (default from the configuration, then as the AWS CLI's)")
+	root.PersistentFlags().StringVar(&a.region, "region", "", "AWS region (default from the configuration)")
+	root.PersistentFlags().Var(&a.color, "color", "colour: auto, always or never; auto follows NO_COLOR and CLICOLOR_FORCE")
+	root.PersistentPreRunE = func(*cobra.Command, []string) error {
+		a.SetColor(a.color.String())
+		return nil
+	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
-	root.AddCommand(a.versionCommand(), a.configCommand(), a.labCommand(), a.ecsCommand(), a.installCommand(), a.ztunnelConfigCommand(), a.workshopCommand(), exitCodesTopic())
+	root.AddCommand(a.versionCommand(), a.configCommand(), a.labCommand(), a.ecsCommand(), a.eksCommand(), a.installCommand(), a.checkCommand(),
+		a.ztunnelConfigCommand(), a.workshopCommand(), exitCodesTopic())
+	a.complete(root)
 	return root
+}
+
+// group makes a command that only has others: called alone it shows its help, and a name it does not know is an error.
+func group(c *cobra.Command, children ...*cobra.Command) *cobra.Command {
+	c.AddCommand(children...)
+	c.Args = func(c *cobra.Command, args []string) error {
+		if len(args) == 0 {
+			return nil
+		}
+		text := fmt.Sprintf("unknown command %q for %q", args[0], c.CommandPath())
+		c.SuggestionsMinimumDistance = 2
+		if near := c.SuggestionsFor(args[0]); len(near) > 0 {
+			text += ": did you mean " + strings.Join(near, " or ") + "?"
+		}
+		return usageError{errors.New(text)}
+	}
+	c.RunE = func(c *cobra.Command, _ []string) error { return c.Help() }
+	return c
 }
 
 // load returns the configuration of this invocation.
@@ -128,7 +197,8 @@ func (a *app) load() (config.Config, error) {
 	if err != nil {
 		return config.Config{}, diag.Wrap(diag.ConfigInvalid, err)
 	}
-	return c, nil
+	c.Profile, c.Region = cmp.Or(a.profile, c.Profile), cmp.Or(a.region, c.Region)
+	return c, c.Validate()
 }
 
 // getenv looks a variable up in the environment the command was given.
@@ -142,19 +212,19 @@ func (a *app) getenv(key string) string {
 }
 
 func (a *app) versionCommand() *cobra.Command {
-	var format string
+	format := output.NewChoice("", "json", "yaml")
 	c := &cobra.Command{
 		Use: "version", Short: "Print the version", Args: noArgs,
 		Example: "  isthmus version\n  isthmus version -o json",
 		RunE: func(*cobra.Command, []string) error {
-			if format == "" {
+			if format.String() == "" {
 				a.Printf("%s\n", version.String())
 				return nil
 			}
-			return output.Encode(a.Out, format, map[string]string{"version": version.String()})
+			return output.Encode(a.Out, format.String(), map[string]string{"version": version.String()})
 		},
 	}
-	c.Flags().StringVarP(&format, "output", "o", "", "json or yaml")
+	c.Flags().VarP(&format, "output", "o", "json or yaml")
 	return c
 }
 
@@ -169,44 +239,6 @@ func exitCodesTopic() *cobra.Command {
   130  interrupted
 
 Commands that run another program (lab, kubectl) exit with that program's code.`}
-}
-
-func (a *app) labCommand() *cobra.Command {
-	return &cobra.Command{
-		Use: "lab", Short: "A real mesh with ECS clusters on this machine: up, down, status, env, logs, run",
-		Long:    "isthmus lab runs isthmus-lab, which it finds beside itself or in PATH, with the same arguments.",
-		Example: "  isthmus lab up\n  eval \"$(isthmus lab env)\"\n  isthmus lab status\n  isthmus lab run 2\n  isthmus lab down",
-		// Every flag belongs to isthmus-lab.
-		DisableFlagParsing: true,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			path, err := sibling("isthmus-lab")
-			if err != nil {
-				return diag.Wrap(diag.LabProgramAbsent, err)
-			}
-			c := exec.CommandContext(cmd.Context(), path, args...)
-			c.Stdin, c.Stdout, c.Stderr, c.Env = a.In, a.Out, a.Streams.Err, a.environ
-			c.Cancel = func() error { return c.Process.Signal(os.Interrupt) }
-			return c.Run()
-		},
-	}
-}
-
-// sibling finds a program beside the running executable, then in PATH.
-func sibling(name string) (string, error) {
-	self, err := os.Executable()
-	if err == nil {
-		if self, err = filepath.EvalSymlinks(self); err == nil {
-			if p := filepath.Join(filepath.Dir(self), name); isExecutable(p) {
-				return p, nil
-			}
-		}
-	}
-	return exec.LookPath(name)
-}
-
-func isExecutable(path string) bool {
-	st, err := os.Stat(path)
-	return err == nil && st.Mode().IsRegular() && st.Mode()&0o111 != 0
 }
 
 // noArgs is cobra.NoArgs as a usage error.

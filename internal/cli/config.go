@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -12,26 +13,27 @@ import (
 )
 
 func (a *app) configCommand() *cobra.Command {
-	c := &cobra.Command{Use: "config", Short: "Write and show the configuration (guide step 0)"}
-	c.AddCommand(a.configInit(), a.configView())
-	return c
+	return group(&cobra.Command{Use: "config", Short: "Write and show the configuration (guide step 0)"}, a.configInit(), a.configView())
 }
 
 func (a *app) configInit() *cobra.Command {
-	var force bool
+	var force, external bool
 	c := &cobra.Command{
 		Use: "init", Short: "Write " + config.FileName + " with the guide's names", Args: noArgs,
 		Long: `Write the configuration file. The guide's variables (CLUSTER_NAME, LOCAL_ACCOUNT, LOCAL_ACCOUNT_PROFILE, AWS_REGION,
 OWNER_NAME) are taken from the environment where they are set, so that 'source env-config.sh' works as before.`,
-		Example: "  isthmus config init\n  CLUSTER_NAME=prod AWS_REGION=eu-west-1 isthmus config init",
+		Example: "  isthmus config init\n  CLUSTER_NAME=prod AWS_REGION=eu-west-1 isthmus config init\n  isthmus config init --external",
 		RunE: func(*cobra.Command, []string) error {
 			cfg, err := a.load()
 			if err != nil {
 				return err
 			}
-			path := a.configPath
-			if path == "" {
-				path = config.FileName
+			path := cmp.Or(a.configPath, config.FileName)
+			if external {
+				path = "external.yaml"
+				if cfg, err = guideConfig(cfg, a.environ); err != nil {
+					return err
+				}
 			}
 			b, err := cfg.Marshal()
 			if err != nil {
@@ -55,11 +57,12 @@ OWNER_NAME) are taken from the environment where they are set, so that 'source e
 		},
 	}
 	c.Flags().BoolVar(&force, "force", false, "replace an existing file")
+	c.Flags().BoolVar(&external, "external", false, "write external.yaml, for the second account of the guide's scenario 3, from the first one's configuration")
 	return c
 }
 
 func (a *app) configView() *cobra.Command {
-	var format string
+	format := output.NewChoice("yaml", "yaml", "json")
 	c := &cobra.Command{
 		Use: "view", Short: "Print the configuration in force: file, then environment", Args: noArgs,
 		Example: "  isthmus config view\n  isthmus config view -o json",
@@ -68,9 +71,9 @@ func (a *app) configView() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return output.Encode(a.Out, format, cfg)
+			return output.Encode(a.Out, format.String(), cfg)
 		},
 	}
-	c.Flags().StringVarP(&format, "output", "o", "yaml", "yaml or json")
+	c.Flags().VarP(&format, "output", "o", "yaml or json")
 	return c
 }

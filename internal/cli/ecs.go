@@ -9,17 +9,16 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/isthmus-mesh/isthmus/internal/awsapi"
+	awsadmin "github.com/isthmus-mesh/isthmus/internal/awsapi/admin"
 	"github.com/isthmus-mesh/isthmus/internal/diag"
 	"github.com/isthmus-mesh/isthmus/internal/ecs/inventory"
 )
 
 func (a *app) ecsCommand() *cobra.Command {
-	c := &cobra.Command{
+	return group(&cobra.Command{
 		Use: "ecs", Short: "Set up ECS and join its services to the mesh (guide steps 1.3 to 3.3)",
 		Example: "  isthmus ecs infra\n  isthmus ecs deploy\n  isthmus ecs namespaces\n  isthmus ecs add-service --all --wait\n  isthmus ecs call --from ecs-demo-1/shell-task echo-service.ecs-demo-2.ecs.local:8080",
-	}
-	c.AddCommand(a.ecsInfra(), a.ecsDeploy(), a.ecsNamespaces(), a.ecsAddService(), a.ecsRemoveService(), a.ecsRender(), a.ecsCall(), a.ecsCleanup())
-	return c
+	}, a.ecsInfra(), a.ecsDeploy(), a.ecsNamespaces(), a.ecsRegister(), a.ecsAddService(), a.ecsRemoveService(), a.ecsRender(), a.ecsStatus(), a.ecsPlan(), a.ecsCall(), a.ecsExec(), a.ecsCleanup())
 }
 
 // pollEvery is the pause between two looks at something in AWS that is being waited for.
@@ -50,7 +49,7 @@ func await(ctx context.Context, limit time.Duration, what string, done func(cont
 }
 
 // cluster returns an ECS cluster that is ACTIVE, or an error that names the cause.
-func cluster(ctx context.Context, admin *awsapi.Admin, name string) (*inventory.Cluster, error) {
+func cluster(ctx context.Context, admin *awsadmin.Client, name string) (*inventory.Cluster, error) {
 	found, _, err := admin.DescribeClusters(ctx, []string{name})
 	if err != nil {
 		return nil, awsError(err)
@@ -62,7 +61,7 @@ func cluster(ctx context.Context, admin *awsapi.Admin, name string) (*inventory.
 }
 
 // service returns an ECS service that is ACTIVE, or an error that names the cause.
-func service(ctx context.Context, admin *awsapi.Admin, clusterName, name string) (*inventory.Service, error) {
+func service(ctx context.Context, admin *awsadmin.Client, clusterName, name string) (*inventory.Service, error) {
 	found, _, err := admin.DescribeServices(ctx, clusterName, []string{name})
 	if err != nil {
 		if awsapi.IsNotFound(err) {
@@ -77,20 +76,24 @@ func service(ctx context.Context, admin *awsapi.Admin, clusterName, name string)
 }
 
 // runningTask returns a task of a service in which a command can be run.
-func runningTask(ctx context.Context, admin *awsapi.Admin, clusterName, name string) (*inventory.Task, error) {
+func runningTask(ctx context.Context, admin *awsadmin.Client, clusterName, name string) (*inventory.Task, error) {
+	return chosenTask(ctx, admin, clusterName, name, "")
+}
+
+// chosenTask is runningTask for the task of an id, or any with "".
+func chosenTask(ctx context.Context, admin *awsadmin.Client, clusterName, name, id string) (*inventory.Task, error) {
 	if _, err := service(ctx, admin, clusterName, name); err != nil {
 		return nil, err
 	}
-	arns, err := admin.ListTasks(ctx, clusterName, name)
+	tasks, err := tasksOf(ctx, admin, clusterName, name)
 	if err != nil {
-		return nil, awsError(err)
-	}
-	tasks, _, err := admin.DescribeTasks(ctx, clusterName, arns)
-	if err != nil {
-		return nil, awsError(err)
+		return nil, err
 	}
 	states := make([]string, 0, len(tasks))
 	for _, t := range tasks {
+		if id != "" && shortID(t.ARN) != shortID(id) {
+			continue
+		}
 		if t.LastStatus == inventory.TaskRunning && t.DesiredStatus == inventory.TaskRunning && t.ExecEnabled {
 			return t, nil
 		}
@@ -98,8 +101,24 @@ func runningTask(ctx context.Context, admin *awsapi.Admin, clusterName, name str
 	}
 	if len(states) == 0 {
 		states = []string{"it has no tasks"}
+		if id != "" {
+			states[0] = "it has no task " + id
+		}
 	}
 	return nil, diag.Newf(diag.TaskNotRunning, "service %s of cluster %s: %s", name, clusterName, strings.Join(states, ", "))
+}
+
+// tasksOf returns the tasks of a service that are meant to run.
+func tasksOf(ctx context.Context, admin *awsadmin.Client, clusterName, name string) ([]*inventory.Task, error) {
+	arns, err := admin.ListTasks(ctx, clusterName, name)
+	if err != nil {
+		return nil, awsError(err)
+	}
+	if len(arns) == 0 {
+		return nil, nil
+	}
+	tasks, _, err := admin.DescribeTasks(ctx, clusterName, arns)
+	return tasks, awsError(err)
 }
 
 // shortID is the last element of an ARN.

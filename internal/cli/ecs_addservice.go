@@ -3,13 +3,14 @@ package cli
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
-	"github.com/isthmus-mesh/isthmus/internal/awsapi"
+	awsadmin "github.com/isthmus-mesh/isthmus/internal/awsapi/admin"
 	"github.com/isthmus-mesh/isthmus/internal/config"
 	"github.com/isthmus-mesh/isthmus/internal/diag"
 	"github.com/isthmus-mesh/isthmus/internal/ecs/inventory"
@@ -22,6 +23,8 @@ type enrolFlags struct {
 	namespace, serviceAccount string
 	image, gateway, capture   string
 	clientOnly                bool
+	memoryMiB                 int
+	stopTimeout               time.Duration
 }
 
 func (f *enrolFlags) register(c *cobra.Command) {
@@ -30,6 +33,8 @@ func (f *enrolFlags) register(c *cobra.Command) {
 	c.Flags().StringVar(&f.image, "image", "", "image of ztunnel (default from the configuration)")
 	c.Flags().StringVar(&f.gateway, "gateway-address", "", "address of the east-west gateway (default from the Gateway's status)")
 	c.Flags().StringVar(&f.capture, "capture", "socks", "how the application's connections reach the proxy: socks, platform or none")
+	c.Flags().IntVar(&f.memoryMiB, "memory-reservation", 64, "MiB that the proxy reserves of the task's memory; it may use more")
+	c.Flags().DurationVar(&f.stopTimeout, "stop-timeout", time.Minute, "how long the proxy may drain its connections; Fargate allows 2m at most")
 	c.Flags().BoolVar(&f.clientOnly, "client-only", false, "allow a service without ports")
 }
 
@@ -38,7 +43,7 @@ func (f *enrolFlags) options(cfg config.Config, clusterName string) enrol.Option
 	return enrol.Options{
 		Image: cmp.Or(f.image, cfg.ProxyImage), Gateway: f.gateway, Network: cfg.Network,
 		Namespace: cmp.Or(f.namespace, clusterName), ServiceAccount: cmp.Or(f.serviceAccount, cfg.ServiceAccount),
-		Capture: enrol.Capture(f.capture), ClientOnly: f.clientOnly,
+		Capture: enrol.Capture(f.capture), ClientOnly: f.clientOnly, MemoryMiB: f.memoryMiB, StopTimeout: int(f.stopTimeout / time.Second),
 	}
 }
 
@@ -59,13 +64,23 @@ func (f *serviceFlags) register(c *cobra.Command) {
 	c.Flags().DurationVar(&f.timeout, "timeout", 5*time.Minute, "how long to wait")
 }
 
+// arguments accepts the name of one service, or none with --all.
+func (f *serviceFlags) arguments(_ *cobra.Command, args []string) error {
+	if len(args) > 1 || len(args) == 1 == f.all {
+		return usageError{errors.New("name one service, or use --all")}
+	}
+	if !f.all && f.cluster == "" {
+		return usageError{errors.New("--cluster is required with a service name")}
+	}
+	return nil
+}
+
 func (a *app) ecsAddService() *cobra.Command {
 	var e enrolFlags
 	var f serviceFlags
 	var external bool
-	var profile string
 	c := &cobra.Command{
-		Use: "add-service [SERVICE]", Short: "Join ECS services to the mesh (guide 3.3)",
+		Use: "add-service [SERVICE]", Short: "Join ECS services to the mesh (guide 3.3)", Args: f.arguments,
 		Long: `Give a service's tasks a ztunnel: take the service's own task definition, add the proxy, register the result as the
 next revision of the same family and roll the service over to it. A service that is as wanted already is left alone.`,
 		Example: `  isthmus ecs add-service echo-service --cluster ecs-demo-1 --namespace ecs-demo-1 --service-account ecs-demo-sa-local
@@ -76,10 +91,11 @@ next revision of the same family and roll the service over to it. A service that
 			if err != nil {
 				return err
 			}
-			if profile != "" {
-				cfg.Profile = profile
+			k, err := a.kube()
+			if err != nil {
+				return err
 			}
-			return a.overServices(cmd.Context(), cfg, f, args, func(ctx context.Context, admin *awsapi.Admin, k *kube.Client, clusterName, name string) (bool, error) {
+			return a.overServices(cmd.Context(), cfg, f, args, func(ctx context.Context, admin *awsadmin.Client, clusterName, name string) (bool, error) {
 				return a.addService(ctx, admin, k, cfg, e, clusterName, name, f.dryRun)
 			})
 		},
@@ -87,21 +103,20 @@ next revision of the same family and roll the service over to it. A service that
 	e.register(c)
 	f.register(c)
 	c.Flags().BoolVar(&external, "external", false, "accepted for the guide's sake: the tasks always reach the mesh through the east-west gateway")
-	c.Flags().StringVar(&profile, "profile", "", "AWS profile (default from the configuration)")
 	return c
 }
 
 func (a *app) ecsRemoveService() *cobra.Command {
 	var f serviceFlags
 	c := &cobra.Command{
-		Use: "remove-service [SERVICE]", Short: "Take ECS services out of the mesh",
+		Use: "remove-service [SERVICE]", Short: "Take ECS services out of the mesh", Args: f.arguments,
 		Example: "  isthmus ecs remove-service echo-service --cluster ecs-demo-1 --wait",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			cfg, err := a.load()
 			if err != nil {
 				return err
 			}
-			return a.overServices(cmd.Context(), cfg, f, args, func(ctx context.Context, admin *awsapi.Admin, _ *kube.Client, clusterName, name string) (bool, error) {
+			return a.overServices(cmd.Context(), cfg, f, args, func(ctx context.Context, admin *awsadmin.Client, clusterName, name string) (bool, error) {
 				s, err := service(ctx, admin, clusterName, name)
 				if err != nil {
 					return false, err
@@ -122,20 +137,11 @@ func (a *app) ecsRemoveService() *cobra.Command {
 	return c
 }
 
-// overServices applies do to the services that the flags and arguments name, then waits for those that changed.
+// overServices applies do to the services that the flags and arguments name, then waits for them. An error of one does
+// not stop the others.
 func (a *app) overServices(ctx context.Context, cfg config.Config, f serviceFlags, args []string,
-	do func(context.Context, *awsapi.Admin, *kube.Client, string, string) (changed bool, err error)) error {
-	if len(args) > 1 || len(args) == 1 == f.all {
-		return usageError{fmt.Errorf("name one service, or use --all")}
-	}
-	if !f.all && f.cluster == "" {
-		return usageError{fmt.Errorf("--cluster is required with a service name")}
-	}
+	do func(context.Context, *awsadmin.Client, string, string) (changed bool, err error)) error {
 	admin, err := a.aws(ctx, cfg)
-	if err != nil {
-		return err
-	}
-	k, err := a.kube()
 	if err != nil {
 		return err
 	}
@@ -143,7 +149,8 @@ func (a *app) overServices(ctx context.Context, cfg config.Config, f serviceFlag
 	if f.cluster != "" {
 		clusters = []string{f.cluster}
 	}
-	var changed [][2]string
+	var done [][2]string
+	var errs []error
 	for _, c := range clusters {
 		names := args
 		if f.all {
@@ -152,27 +159,30 @@ func (a *app) overServices(ctx context.Context, cfg config.Config, f serviceFlag
 			}
 		}
 		for _, n := range names {
-			ok, err := do(ctx, admin, k, c, n)
+			if _, err := do(ctx, admin, c, n); err != nil {
+				// One service that cannot be changed is no reason to leave the others as they are.
+				errs = append(errs, fmt.Errorf("%s/%s: %w", c, n, err))
+				continue
+			}
+			done = append(done, [2]string{c, n})
+		}
+	}
+	if f.wait && !f.dryRun {
+		// Also those that did not change now: an earlier roll-over may still be under way.
+		for _, s := range done {
+			err := a.Step(fmt.Sprintf("service %s/%s is rolled over", s[0], s[1]), func() error { return awaitStable(ctx, admin, s[0], s[1], f.timeout) })
 			if err != nil {
-				return fmt.Errorf("%s/%s: %w", c, n, err)
-			}
-			if ok {
-				changed = append(changed, [2]string{c, n})
+				errs = append(errs, err)
 			}
 		}
 	}
-	if !f.wait || f.dryRun {
-		return nil
+	if len(errs) == 1 {
+		return errs[0]
 	}
-	for _, s := range changed {
-		if err := a.Step(fmt.Sprintf("service %s/%s is rolled over", s[0], s[1]), func() error { return awaitStable(ctx, admin, s[0], s[1], f.timeout) }); err != nil {
-			return err
-		}
-	}
-	return nil
+	return errors.Join(errs...)
 }
 
-func serviceNames(ctx context.Context, admin *awsapi.Admin, clusterName string) ([]string, error) {
+func serviceNames(ctx context.Context, admin *awsadmin.Client, clusterName string) ([]string, error) {
 	if _, err := cluster(ctx, admin, clusterName); err != nil {
 		return nil, err
 	}
@@ -187,7 +197,7 @@ func serviceNames(ctx context.Context, admin *awsapi.Admin, clusterName string) 
 	return names, nil
 }
 
-func (a *app) addService(ctx context.Context, admin *awsapi.Admin, k *kube.Client, cfg config.Config, e enrolFlags, clusterName, name string, dryRun bool) (changed bool, err error) {
+func (a *app) addService(ctx context.Context, admin *awsadmin.Client, k *kube.Client, cfg config.Config, e enrolFlags, clusterName, name string, dryRun bool) (changed bool, err error) {
 	c, err := cluster(ctx, admin, clusterName)
 	if err != nil {
 		return false, err
@@ -254,13 +264,13 @@ func identityReady(ctx context.Context, k *kube.Client, namespace, serviceAccoun
 	if sa.RoleARN == "" {
 		return diag.Newf(diag.RoleNotAnnotated, "service account %s/%s has no annotation %s", namespace, serviceAccount, kube.RoleAnnotation).WithFix("%s", fix)
 	}
-	if role != "" && sa.RoleARN != role {
+	if role != "" && !inventory.SameRole(sa.RoleARN, role) {
 		return diag.Newf(diag.RoleAnnotationForeign, "service account %s/%s is for role %s, the task definition has %s", namespace, serviceAccount, sa.RoleARN, role).WithFix("%s", fix)
 	}
 	return nil
 }
 
-func definition(ctx context.Context, admin *awsapi.Admin, arn string) (enrol.Definition, error) {
+func definition(ctx context.Context, admin *awsadmin.Client, arn string) (enrol.Definition, error) {
 	task, tags, err := admin.TaskDefinition(ctx, arn)
 	if err != nil {
 		return enrol.Definition{}, awsError(err)
@@ -269,7 +279,7 @@ func definition(ctx context.Context, admin *awsapi.Admin, arn string) (enrol.Def
 }
 
 // rollOver registers want and moves the service to it, unless it is what the service has.
-func (a *app) rollOver(ctx context.Context, admin *awsapi.Admin, s *inventory.Service, clusterName string, have, want enrol.Definition, dryRun bool) (changed bool, err error) {
+func (a *app) rollOver(ctx context.Context, admin *awsadmin.Client, s *inventory.Service, clusterName string, have, want enrol.Definition, dryRun bool) (changed bool, err error) {
 	if enrol.Equal(have, want) {
 		a.Notef("service %s/%s unchanged (%s)", clusterName, s.Name, shortID(s.TaskDefinition))
 		return false, nil

@@ -12,7 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/isthmus-mesh/isthmus/internal/awsapi"
+	awsadmin "github.com/isthmus-mesh/isthmus/internal/awsapi/admin"
 	"github.com/isthmus-mesh/isthmus/internal/cli/dump"
 	"github.com/isthmus-mesh/isthmus/internal/diag"
 	"github.com/isthmus-mesh/isthmus/internal/ecs/inventory"
@@ -76,20 +76,20 @@ type callResult struct {
 	code   int
 }
 
-func curlFromTask(ctx context.Context, admin *awsapi.Admin, clusterName, name, container, target string, timeout time.Duration) (callResult, error) {
+func curlFromTask(ctx context.Context, admin *awsadmin.Client, clusterName, name, container, target string, timeout time.Duration) (callResult, error) {
 	command := fmt.Sprintf("curl -sS --max-time %d http://%s", max(1, int(timeout.Seconds())), target)
 	out, code, err := taskCommand(ctx, admin, clusterName, name, container, command)
 	return callResult{output: out, code: code}, err
 }
 
-// exitMarker carries the exit code of the command through ECS Exec, which has no place for one.
+// exitMarker carries the exit code of the command through ECS Exec of AWS, which has no place for one.
 const exitMarker = "isthmus-exit:"
 
 var exitLine = regexp.MustCompile(`\r?\n?` + exitMarker + `(\d+)\s*$`)
 
 // taskCommand runs a shell command in a container of one of a service's tasks through ECS Exec. The terminal there joins
 // standard output and standard error.
-func taskCommand(ctx context.Context, admin *awsapi.Admin, clusterName, name, container, command string) (output string, code int, err error) {
+func taskCommand(ctx context.Context, admin *awsadmin.Client, clusterName, name, container, command string) (output string, code int, err error) {
 	task, err := runningTask(ctx, admin, clusterName, name)
 	if err != nil {
 		return "", 0, err
@@ -97,7 +97,13 @@ func taskCommand(ctx context.Context, admin *awsapi.Admin, clusterName, name, co
 	if container == "" {
 		container = applicationContainer(task)
 	}
-	session, err := admin.ExecuteCommand(ctx, clusterName, task.ARN, container, "sh -c '"+command+`; code=$?; echo; echo "`+exitMarker+`$code"'`)
+	return commandInTask(ctx, admin, clusterName, task.ARN, container, []string{"sh", "-c", command})
+}
+
+// commandInTask runs a program in a container without a terminal of ours, and returns what it wrote and its exit code.
+func commandInTask(ctx context.Context, admin *awsadmin.Client, clusterName, task, container string, command []string) (output string, code int, err error) {
+	wrapped := append([]string{"sh", "-c", `"$@"; code=$?; echo; echo "` + exitMarker + `$code"; exit $code`, "sh"}, command...)
+	session, err := admin.ExecuteCommand(ctx, clusterName, task, container, shellJoin(wrapped))
 	if err != nil {
 		return "", 0, awsError(err)
 	}
@@ -109,13 +115,27 @@ func taskCommand(ctx context.Context, admin *awsapi.Admin, clusterName, name, co
 	if err := s.Run(ctx, nil, &out, nil); err != nil {
 		return "", 0, diag.Wrap(diag.ExecFailed, err)
 	}
-	text := strings.ReplaceAll(out.String(), "\r\n", "\n")
+	known, ok := s.ExitCode()
+	return outcome(out.String(), known, ok)
+}
+
+// outcome reads the output of a wrapped command. The exit code that the channel told wins; AWS's tells none, so there the
+// marker says it.
+func outcome(raw string, known int, ok bool) (output string, code int, err error) {
+	text := strings.ReplaceAll(raw, "\r\n", "\n")
 	m := exitLine.FindStringSubmatchIndex(text)
-	if m == nil {
+	switch {
+	case m == nil && !ok:
 		return text, 0, diag.Wrap(diag.ExecFailed, errors.New("the session ended before the command did"))
+	case m == nil:
+		return strings.TrimSpace(text), known, nil // there is no shell in the container, and the channel says so
 	}
-	code, err = strconv.Atoi(text[m[2]:m[3]])
-	return strings.TrimSpace(text[:m[0]]), code, err
+	if !ok {
+		if known, err = strconv.Atoi(text[m[2]:m[3]]); err != nil {
+			return text, 0, err
+		}
+	}
+	return strings.TrimSpace(text[:m[0]]), known, nil
 }
 
 // applicationContainer is the first container of a task that is not the proxy.
@@ -141,7 +161,7 @@ func (a *app) taskDump(ctx context.Context, clusterName, name string) (*dump.Dum
 	return dumpOfTask(ctx, admin, clusterName, name)
 }
 
-func dumpOfTask(ctx context.Context, admin *awsapi.Admin, clusterName, name string) (*dump.Dump, error) {
+func dumpOfTask(ctx context.Context, admin *awsadmin.Client, clusterName, name string) (*dump.Dump, error) {
 	url := fmt.Sprintf("http://127.0.0.1:%d/config_dump", mesh.AdminPort)
 	out, code, err := taskCommand(ctx, admin, clusterName, name, "", `curl -sS --noproxy "*" `+url)
 	if err != nil {

@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/isthmus-mesh/isthmus/internal/awsapi"
+	awsadmin "github.com/isthmus-mesh/isthmus/internal/awsapi/admin"
 	"github.com/isthmus-mesh/isthmus/internal/config"
 	"github.com/isthmus-mesh/isthmus/internal/ecs/inventory"
 	"github.com/isthmus-mesh/isthmus/internal/kube"
@@ -41,7 +42,7 @@ repeated, and picks up where it was interrupted.`,
 			if err != nil {
 				return err
 			}
-			return a.cleanup(cmd.Context(), &cleaner{app: a, admin: admin, kube: k, cfg: cfg, dryRun: dryRun, timeout: timeout})
+			return a.cleanup(cmd.Context(), &cleaner{app: a, admin: admin, kube: k, cfg: cfg, dryRun: dryRun, timeout: timeout, removed: a.removed(dryRun)})
 		},
 	}
 	c.Flags().BoolVar(&yes, "yes", false, "confirm")
@@ -53,11 +54,12 @@ repeated, and picks up where it was interrupted.`,
 // cleaner removes one installation.
 type cleaner struct {
 	*app
-	admin   *awsapi.Admin
+	admin   *awsadmin.Client
 	kube    *kube.Client
 	cfg     config.Config
 	dryRun  bool
 	timeout time.Duration
+	removed func(format string, args ...any)
 }
 
 func (a *app) cleanup(ctx context.Context, c *cleaner) error {
@@ -79,11 +81,6 @@ func (a *app) cleanup(ctx context.Context, c *cleaner) error {
 	return nil
 }
 
-// removed tells what went, or what would go.
-func (c *cleaner) removed(format string, args ...any) {
-	c.Printf("%s removed%s\n", fmt.Sprintf(format, args...), dryRunMark(c.dryRun))
-}
-
 func (c *cleaner) policies(ctx context.Context) error {
 	for _, ns := range c.cfg.ECSClusters() {
 		list, err := c.kube.List(ctx, kube.AuthzPolicies, ns, "")
@@ -94,7 +91,7 @@ func (c *cleaner) policies(ctx context.Context) error {
 			return err
 		}
 		for _, p := range list {
-			if !slices.Contains(workshopPolicyNames(c.cfg), p.GetName()) {
+			if !slices.Contains(workshopPolicyNames(), p.GetName()) {
 				continue
 			}
 			if !c.dryRun {
@@ -191,6 +188,14 @@ func (c *cleaner) definitions(ctx context.Context) error {
 			return err
 		}
 		for _, arn := range arns {
+			_, tags, err := c.admin.TaskDefinition(ctx, arn)
+			if err != nil {
+				return err
+			}
+			if tags[managedTag] == "" {
+				c.Notef("task definition %s was not made by isthmus and stays", shortID(arn))
+				continue
+			}
 			if !c.dryRun {
 				if err := c.admin.DeregisterTaskDefinition(ctx, arn); err != nil {
 					return err
@@ -238,44 +243,6 @@ func (c *cleaner) namespaces(ctx context.Context) error {
 }
 
 func (c *cleaner) infra(ctx context.Context) error {
-	if c.dryRun {
-		c.removed("log group %s, roles %s and %s, security group %s", workshop.LogGroup, c.cfg.DiscoveryRole, c.cfg.TaskRoleName(), securityGroup(c.cfg))
-		return nil
-	}
-	found, err := c.admin.DeleteLogGroup(ctx, workshop.LogGroup)
-	if err != nil {
-		return err
-	}
-	if found {
-		c.removed("log group %s", workshop.LogGroup)
-	}
-	for _, name := range []string{c.cfg.TaskRoleName(), c.cfg.DiscoveryRole, c.cfg.ControllerRoleName()} {
-		deleted, err := c.admin.DeleteRole(ctx, name, managedTag)
-		if err != nil {
-			return err
-		}
-		if deleted {
-			c.removed("role %s", name)
-		}
-	}
-	// A controller's role that eksctl made stays, without the policy that we gave it.
-	if err := c.admin.DeleteRolePolicy(ctx, c.cfg.ControllerRoleName(), assumePolicy); err != nil {
-		return err
-	}
-	eks, err := c.admin.EKSCluster(ctx, c.cfg.ClusterName)
-	if awsapi.IsNotFound(err) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	id, err := c.admin.SecurityGroup(ctx, eks.VPC, securityGroup(c.cfg))
-	if err != nil || id == "" {
-		return err
-	}
-	if err := c.admin.DeleteSecurityGroup(ctx, id); err != nil {
-		return err
-	}
-	c.removed("security group %s", securityGroup(c.cfg))
-	return nil
+	d := &destroyer{admin: c.admin, cfg: c.cfg, dryRun: c.dryRun, timeout: c.timeout, removed: c.removed}
+	return d.run(ctx)
 }

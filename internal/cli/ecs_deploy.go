@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/isthmus-mesh/isthmus/internal/awsapi"
+	awsadmin "github.com/isthmus-mesh/isthmus/internal/awsapi/admin"
 	"github.com/isthmus-mesh/isthmus/internal/config"
 	"github.com/isthmus-mesh/isthmus/internal/ecs/inventory"
 	"github.com/isthmus-mesh/isthmus/internal/enrol"
@@ -40,29 +41,18 @@ echo-service. What exists is left as it is.`,
 	return c
 }
 
-func (a *app) deploy(ctx context.Context, admin *awsapi.Admin, cfg config.Config, wait bool, timeout time.Duration) error {
+func (a *app) deploy(ctx context.Context, admin *awsadmin.Client, cfg config.Config, wait bool, timeout time.Duration) error {
 	account, _, err := admin.Account(ctx)
 	if err != nil {
 		return awsError(err)
 	}
-	eks, err := admin.EKSCluster(ctx, cfg.ClusterName)
+	where, err := a.findPlace(ctx, admin, cfg)
 	if err != nil {
-		return awsError(err)
-	}
-	subnets, err := admin.Subnets(ctx, eks.VPC, "*Public*")
-	if err != nil {
-		return awsError(err)
-	}
-	sg, err := admin.SecurityGroup(ctx, eks.VPC, securityGroup(cfg))
-	if err != nil {
-		return awsError(err)
-	}
-	if sg == "" || len(subnets) == 0 {
-		return fmt.Errorf("vpc %s of eks cluster %s has %d public subnets and security group %q: run isthmus ecs infra first", eks.VPC, cfg.ClusterName, len(subnets), sg)
+		return err
 	}
 	definitions := map[string]string{}
 	for _, s := range workshop.Services() {
-		arn, err := a.ensureDefinition(ctx, admin, s, taskRoleARN(cfg, account), cfg.Region)
+		arn, err := a.ensureDefinition(ctx, admin, s, cfg, account)
 		if err != nil {
 			return awsError(err)
 		}
@@ -81,8 +71,8 @@ func (a *app) deploy(ctx context.Context, admin *awsapi.Admin, cfg config.Config
 				a.Notef("service %s/%s unchanged", name, s.Name)
 				continue
 			}
-			err = admin.CreateService(ctx, awsapi.ServiceSpec{Cluster: name, Name: s.Name, TaskDefinition: definitions[s.Name], Desired: 1,
-				Subnets: subnets, SecurityGroups: []string{sg}, PublicIP: true, Tags: madeBy(cfg)})
+			err = admin.CreateService(ctx, awsadmin.ServiceSpec{Cluster: name, Name: s.Name, TaskDefinition: definitions[s.Name], Desired: 1,
+				Subnets: where.subnets, SecurityGroups: []string{where.group}, PublicIP: where.public, Tags: madeBy(cfg)})
 			if err != nil {
 				return awsError(err)
 			}
@@ -104,8 +94,9 @@ func (a *app) deploy(ctx context.Context, admin *awsapi.Admin, cfg config.Config
 }
 
 // ensureDefinition registers a task definition unless the family's latest revision is the same without the proxy.
-func (a *app) ensureDefinition(ctx context.Context, admin *awsapi.Admin, s workshop.Service, role, region string) (string, error) {
-	want := enrol.Definition{Task: s.TaskDefinition(role, region), Tags: map[string]string{"environment": "ecs-demo"}}
+func (a *app) ensureDefinition(ctx context.Context, admin *awsadmin.Client, s workshop.Service, cfg config.Config, account string) (string, error) {
+	want := enrol.Definition{Task: s.TaskDefinition(taskRoleARN(cfg, account), cfg.Region), Tags: madeBy(cfg)}
+	want.Tags["environment"] = "ecs-demo"
 	have, tags, err := admin.TaskDefinition(ctx, s.Family)
 	if err != nil && !awsapi.IsNotFound(err) {
 		return "", err
@@ -125,7 +116,7 @@ func (a *app) ensureDefinition(ctx context.Context, admin *awsapi.Admin, s works
 	return arn, err
 }
 
-func (a *app) ensureCluster(ctx context.Context, admin *awsapi.Admin, cfg config.Config, name string) error {
+func (a *app) ensureCluster(ctx context.Context, admin *awsadmin.Client, cfg config.Config, name string) error {
 	found, _, err := admin.DescribeClusters(ctx, []string{name})
 	if err != nil {
 		return err
@@ -150,7 +141,7 @@ func (a *app) ensureCluster(ctx context.Context, admin *awsapi.Admin, cfg config
 }
 
 // awaitStable waits until a service has one deployment and all of its tasks run.
-func awaitStable(ctx context.Context, admin *awsapi.Admin, clusterName, name string, timeout time.Duration) error {
+func awaitStable(ctx context.Context, admin *awsadmin.Client, clusterName, name string, timeout time.Duration) error {
 	return await(ctx, timeout, fmt.Sprintf("service %s of cluster %s is not stable", name, clusterName), func(ctx context.Context) (bool, string, error) {
 		s, err := service(ctx, admin, clusterName, name)
 		if err != nil {
@@ -161,6 +152,32 @@ func awaitStable(ctx context.Context, admin *awsapi.Admin, clusterName, name str
 			states = append(states, fmt.Sprintf("deployment of %s: %d of %d running, %d pending, %d failed %s", shortID(d.TaskDefinition), d.RunningCount, d.DesiredCount, d.PendingCount, d.FailedCount, d.RolloutReason))
 		}
 		stable := len(s.Deployments) == 1 && s.RunningCount == s.DesiredCount && s.PendingCount == 0
+		if d := s.Deployments; !stable && len(d) > 0 && d[0].FailedCount > 0 {
+			if why := failure(ctx, admin, clusterName, name, d[0].TaskDefinition); why != "" {
+				states = append(states, why)
+			} else if ctx.Err() != nil {
+				return false, "", nil // the state before, which had a reason, says more
+			}
+		}
 		return stable, strings.Join(states, "; "), nil
 	})
+}
+
+// failure returns why a task of a service and revision ended that nobody had asked to end, or "" when nothing is known
+// of one: it is an addition to an error and must not replace it.
+func failure(ctx context.Context, admin *awsadmin.Client, clusterName, name, definition string) string {
+	arns, err := admin.ListStoppedTasks(ctx, clusterName, name)
+	if err != nil || len(arns) == 0 {
+		return ""
+	}
+	tasks, _, err := admin.DescribeTasks(ctx, clusterName, arns)
+	if err != nil {
+		return ""
+	}
+	for _, t := range tasks {
+		if t.TaskDefinitionARN == definition && t.StoppedReason != "" && t.StopCode != "ServiceSchedulerInitiated" && t.StopCode != "UserInitiated" {
+			return "task " + shortID(t.ARN) + " stopped: " + t.StoppedReason
+		}
+	}
+	return ""
 }

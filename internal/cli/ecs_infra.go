@@ -2,12 +2,18 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"slices"
+	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/isthmus-mesh/isthmus/internal/awsapi"
+	awsadmin "github.com/isthmus-mesh/isthmus/internal/awsapi/admin"
+	"github.com/isthmus-mesh/isthmus/internal/cli/output"
 	"github.com/isthmus-mesh/isthmus/internal/config"
+	"github.com/isthmus-mesh/isthmus/internal/ecs/inventory"
 	"github.com/isthmus-mesh/isthmus/internal/mesh"
 	"github.com/isthmus-mesh/isthmus/internal/workshop"
 )
@@ -15,7 +21,7 @@ import (
 func (a *app) ecsInfra() *cobra.Command {
 	var dryRun bool
 	c := &cobra.Command{
-		Use: "infra", Short: "Create IAM roles, security group and log group (guide 1.3)", Args: noArgs,
+		Use: "infra", Short: "Create IAM roles, security group and log group (guide 1.3)",
 		Long: `Bring the account to what the mesh needs, each with the least rights that do:
 
   the discovery role (istiod-local)    read ECS clusters, services and tasks; assumed by the controller's role
@@ -24,9 +30,72 @@ func (a *app) ecsInfra() *cobra.Command {
   the security group                   port 15008 from the VPC
   the log group                        ` + workshop.LogGroup + `
 
-What is as it should be is left alone, so that the command can be repeated.`,
-		Example: "  isthmus ecs infra --dry-run\n  isthmus ecs infra",
-		RunE: func(cmd *cobra.Command, _ []string) error {
+What is as it should be is left alone, so that the command can be repeated. Without a subcommand it applies.`,
+		Example: "  isthmus ecs infra plan\n  isthmus ecs infra apply\n  isthmus ecs infra destroy --yes",
+	}
+	c.AddCommand(a.infraPlan(), a.infraApply(), a.infraDestroy())
+	c.Args = group(&cobra.Command{Use: "infra"}).Args
+	c.RunE = a.runInfra(func() bool { return dryRun })
+	c.Flags().BoolVar(&dryRun, "dry-run", false, "the same as plan")
+	return c
+}
+
+func (a *app) infraApply() *cobra.Command {
+	return &cobra.Command{
+		Use: "apply", Short: "Make what is missing and correct what differs", Args: noArgs,
+		Example: "  isthmus ecs infra apply", RunE: a.runInfra(func() bool { return false }),
+	}
+}
+
+func (a *app) runInfra(dryRun func() bool) func(*cobra.Command, []string) error {
+	return func(cmd *cobra.Command, _ []string) error {
+		cfg, err := a.load()
+		if err != nil {
+			return err
+		}
+		admin, err := a.aws(cmd.Context(), cfg)
+		if err != nil {
+			return err
+		}
+		changes, err := a.infra(cmd.Context(), admin, cfg, dryRun())
+		for _, change := range changes {
+			a.Printf("%s%s\n", change, dryRunMark(dryRun()))
+		}
+		if err == nil && len(changes) == 0 {
+			a.Notef("everything is in place")
+		}
+		return err
+	}
+}
+
+// infraPlanFile is what `infra plan -o json` prints.
+type infraPlanFile struct {
+	APIVersion string            `json:"apiVersion"`
+	Kind       string            `json:"kind"`
+	Account    string            `json:"account"`
+	Region     string            `json:"region"`
+	Changes    []string          `json:"changes"`
+	Roles      []infraRole       `json:"roles"`
+	OpenPort   int               `json:"openPort"`
+	Names      map[string]string `json:"names"`
+}
+
+type infraRole struct {
+	Name     string                    `json:"name"`
+	Path     string                    `json:"path"`
+	Trust    map[string]any            `json:"trust"`
+	Policies map[string]map[string]any `json:"policies"`
+}
+
+func (a *app) infraPlan() *cobra.Command {
+	format := output.NewChoice("", "json", "yaml")
+	c := &cobra.Command{
+		Use: "plan", Short: "Say what apply would change; -o json adds every role and policy in full", Args: noArgs,
+		Example: "  isthmus ecs infra plan\n  isthmus ecs infra plan -o json | jq '.roles[] | {name, policies}'",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if format.String() == "" {
+				return a.runInfra(func() bool { return true })(cmd, args)
+			}
 			cfg, err := a.load()
 			if err != nil {
 				return err
@@ -35,145 +104,248 @@ What is as it should be is left alone, so that the command can be repeated.`,
 			if err != nil {
 				return err
 			}
-			return a.infra(cmd.Context(), admin, cfg, dryRun)
+			account, _, err := admin.Account(cmd.Context())
+			if err != nil {
+				return awsError(err)
+			}
+			changes, err := a.infra(cmd.Context(), admin, cfg, true)
+			if err != nil {
+				return err
+			}
+			out := infraPlanFile{APIVersion: config.APIVersion, Kind: "InfraPlan", Account: account, Region: cfg.Region, Changes: append([]string{}, changes...),
+				OpenPort: mesh.HBONEPort, Names: map[string]string{"securityGroup": securityGroup(cfg), "logGroup": workshop.LogGroup}}
+			roles, _ := infraRoles(cfg, account)
+			for _, r := range roles {
+				out.Roles = append(out.Roles, infraRole{Name: r.Name, Path: r.Path, Trust: r.Trust, Policies: r.Inline})
+			}
+			return output.Encode(a.Out, format.String(), out)
 		},
 	}
-	c.Flags().BoolVar(&dryRun, "dry-run", false, "say what would change and change nothing")
+	c.Flags().VarP(&format, "output", "o", "json or yaml")
 	return c
 }
 
-func (a *app) infra(ctx context.Context, admin *awsapi.Admin, cfg config.Config, dryRun bool) error {
+// infra makes the infrastructure as it should be, or with dryRun only tells what it would do, in the order in which it
+// does it. After an error it returns what was done before.
+func (a *app) infra(ctx context.Context, admin *awsadmin.Client, cfg config.Config, dryRun bool) (changes []string, err error) {
 	account, _, err := admin.Account(ctx)
 	if err != nil {
-		return awsError(err)
+		return nil, awsError(err)
 	}
-	eks, err := admin.EKSCluster(ctx, cfg.ClusterName)
+	if cfg.Home != nil {
+		return a.externalInfra(ctx, admin, cfg, account, dryRun)
+	}
+	eks, err := eksCluster(ctx, admin, cfg)
 	if err != nil {
-		return awsError(err)
+		return nil, err
 	}
 	if eks.Status != "ACTIVE" {
-		return fmt.Errorf("eks cluster %s is %s, want ACTIVE", eks.Name, eks.Status)
-	}
-	report := func(changes ...string) {
-		for _, c := range changes {
-			a.Printf("%s%s\n", c, dryRunMark(dryRun))
-		}
+		return nil, fmt.Errorf("eks cluster %s is %s, want ACTIVE", eks.Name, eks.Status)
 	}
 	roles, controllerARN := infraRoles(cfg, account)
-	total := 0
 	for _, r := range roles {
-		_, changes, err := admin.EnsureRole(ctx, r, dryRun)
+		_, did, err := admin.EnsureRole(ctx, r, dryRun)
+		changes = append(changes, did...)
 		if err != nil {
-			return awsError(err)
+			return changes, awsError(err)
 		}
-		report(changes...)
-		total += len(changes)
 	}
-	associated, err := admin.EnsurePodIdentity(ctx, cfg.ClusterName, systemNamespace, "isthmus-controller", controllerARN, dryRun)
+	associated, err := admin.EnsurePodIdentity(ctx, cfg.ClusterName, systemNamespace, controllerName, controllerARN, dryRun)
 	if err != nil {
-		return awsError(err)
+		return changes, awsError(err)
 	}
 	if associated {
-		report("associate role " + cfg.ControllerRoleName() + " with service account istio-system/isthmus-controller")
-		a.Notef("restart a controller that runs already: kubectl rollout restart -n istio-system deployment/isthmus-controller")
-		total++
+		changes = append(changes, "associate role "+cfg.ControllerRoleName()+" with service account "+systemNamespace+"/"+controllerName)
+		a.Notef("restart a controller that runs already: kubectl rollout restart -n %s deployment/%s", systemNamespace, controllerName)
 	}
 	vpcRange, err := admin.VPCRange(ctx, eks.VPC)
 	if err != nil {
-		return awsError(err)
+		return changes, awsError(err)
 	}
 	_, created, err := admin.EnsureSecurityGroup(ctx, eks.VPC, securityGroup(cfg), "ECS tasks of the mesh", mesh.HBONEPort, vpcRange, dryRun)
 	if err != nil {
-		return awsError(err)
+		return changes, awsError(err)
 	}
 	if created {
-		report("create security group " + securityGroup(cfg) + " with port 15008 open to " + vpcRange)
-		total++
+		changes = append(changes, fmt.Sprintf("create security group %s with port %d open to %s", securityGroup(cfg), mesh.HBONEPort, vpcRange))
 	}
-	if !dryRun {
-		created, err := admin.EnsureLogGroup(ctx, workshop.LogGroup)
-		if err != nil {
+	found, err := admin.FindLogGroup(ctx, workshop.LogGroup)
+	if err == nil && !found && !dryRun {
+		_, err = admin.EnsureLogGroup(ctx, workshop.LogGroup)
+	}
+	if err != nil {
+		return changes, awsError(err)
+	}
+	if !found {
+		changes = append(changes, "create log group "+workshop.LogGroup)
+	}
+	return changes, nil
+}
+
+func (a *app) infraDestroy() *cobra.Command {
+	var yes, dryRun bool
+	var timeout time.Duration
+	c := &cobra.Command{
+		Use: "destroy", Short: "Remove what apply made", Args: noArgs,
+		Long: `Remove the log group, the roles and the security group that apply made; a role that was there before stays, without
+the policy that it was given. While an ECS cluster still has services the command refuses: they need all of it.`,
+		Example: "  isthmus ecs infra destroy --dry-run\n  isthmus ecs infra destroy --yes",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if !yes && !dryRun {
+				return usageError{errors.New("this deletes roles: confirm with --yes, or look with --dry-run")}
+			}
+			cfg, err := a.load()
+			if err != nil {
+				return err
+			}
+			admin, err := a.aws(cmd.Context(), cfg)
+			if err != nil {
+				return err
+			}
+			d := &destroyer{admin: admin, cfg: cfg, dryRun: dryRun, timeout: timeout, removed: a.removed(dryRun)}
+			if err := d.refuseInUse(cmd.Context()); err != nil {
+				return err
+			}
+			return awsError(d.run(cmd.Context()))
+		},
+	}
+	c.Flags().BoolVar(&yes, "yes", false, "confirm")
+	c.Flags().BoolVar(&dryRun, "dry-run", false, "say what would be removed and remove nothing")
+	c.Flags().DurationVar(&timeout, "timeout", 5*time.Minute, "how long to wait for one thing to go")
+	return c
+}
+
+// removed returns a function that tells what went, or would go.
+func (a *app) removed(dryRun bool) func(format string, args ...any) {
+	return func(format string, args ...any) {
+		a.Printf("%s removed%s\n", fmt.Sprintf(format, args...), dryRunMark(dryRun))
+	}
+}
+
+// destroyer removes the infrastructure, last made first where the order matters.
+type destroyer struct {
+	admin   *awsadmin.Client
+	cfg     config.Config
+	dryRun  bool
+	timeout time.Duration
+	removed func(format string, args ...any)
+}
+
+func (d *destroyer) refuseInUse(ctx context.Context) error {
+	found, _, err := d.admin.DescribeClusters(ctx, d.cfg.ECSClusters())
+	if err != nil {
+		return awsError(err)
+	}
+	for _, c := range found {
+		if c.Status != inventory.StatusActive {
+			continue
+		}
+		services, err := d.admin.ListServices(ctx, c.Name)
+		if err != nil && !awsapi.IsNotFound(err) {
 			return awsError(err)
 		}
-		if created {
-			report("create log group " + workshop.LogGroup)
-			total++
+		if len(services) > 0 {
+			return fmt.Errorf("cluster %s still has %d services that need these roles: run isthmus ecs cleanup, which removes both", c.Name, len(services))
 		}
-	}
-	if total == 0 {
-		a.Notef("everything is in place")
 	}
 	return nil
 }
 
-func securityGroup(cfg config.Config) string { return "ecs-" + cfg.ClusterName + "-sg" }
-
-// assumePolicy is the name of the controller role's policy that lets it assume the discovery role.
-const assumePolicy = "AssumeIstiodLocal"
-
-// infraRoles are the roles of an installation, in the order in which they are made.
-func infraRoles(cfg config.Config, account string) (roles []awsapi.Role, controllerARN string) {
-	controllerARN = roleARN(cfg, account, cfg.ControllerRoleName())
-	discoveryARN := roleARN(cfg, account, cfg.DiscoveryRole)
-	arn := func(service, rest string) string {
-		return fmt.Sprintf("arn:%s:%s:%s:%s:%s", partition(cfg.Region), service, cfg.Region, account, rest)
+func (d *destroyer) run(ctx context.Context) error {
+	found, err := d.admin.FindLogGroup(ctx, workshop.LogGroup)
+	if err == nil && found && !d.dryRun {
+		_, err = d.admin.DeleteLogGroup(ctx, workshop.LogGroup)
 	}
-	prefix := "ecs-" + cfg.ClusterName + "-*"
-	return []awsapi.Role{
-		{
-			Path: "/", Name: cfg.ControllerRoleName(), Description: "isthmus-controller in EKS", Tags: madeBy(cfg), KeepTrust: true,
-			Trust: trust(map[string]any{"Service": "pods.eks.amazonaws.com"}, nil),
-			Inline: map[string]map[string]any{assumePolicy: document(
-				statement("Assume", []string{"sts:AssumeRole", "sts:TagSession"}, []string{discoveryARN}, nil))},
-		},
-		{
-			Path: "/", Name: cfg.DiscoveryRole, Description: "discovery of ECS for the mesh", Tags: madeBy(cfg),
-			Trust: trust(map[string]any{"AWS": controllerARN}, nil),
-			Inline: map[string]map[string]any{"Discovery": document(
-				statement("Enumerate", []string{"ecs:ListClusters", "ecs:DescribeTaskDefinition"}, []string{"*"}, nil),
-				statement("Clusters", []string{"ecs:DescribeClusters"}, []string{arn("ecs", "cluster/"+prefix)}, nil),
-				statement("ListInCluster", []string{"ecs:ListServices", "ecs:ListTasks"}, []string{"*"},
-					map[string]any{"ArnLike": map[string]any{"ecs:cluster": arn("ecs", "cluster/"+prefix)}}),
-				statement("DescribeInCluster", []string{"ecs:DescribeServices", "ecs:DescribeTasks"},
-					[]string{arn("ecs", "service/"+prefix+"/*"), arn("ecs", "task/"+prefix+"/*")}, nil))},
-		},
-		{
-			Path: cfg.TaskRolePath(), Name: cfg.TaskRoleName(), Description: "ECS tasks of the mesh", Tags: madeBy(cfg),
-			Trust: trust(map[string]any{"Service": "ecs-tasks.amazonaws.com"}, map[string]any{
-				"StringEquals": map[string]any{"aws:SourceAccount": account},
-				"ArnLike":      map[string]any{"aws:SourceArn": arn("ecs", "*")}}),
-			Inline: map[string]map[string]any{"Task": document(
-				statement("Exec", []string{"ssmmessages:CreateControlChannel", "ssmmessages:CreateDataChannel", "ssmmessages:OpenControlChannel", "ssmmessages:OpenDataChannel"}, []string{"*"}, nil),
-				statement("Logs", []string{"logs:CreateLogGroup", "logs:CreateLogStream", "logs:PutLogEvents"}, []string{arn("logs", "log-group:/ecs/*")}, nil),
-				statement("Images", []string{"ecr:GetAuthorizationToken", "ecr:BatchCheckLayerAvailability", "ecr:GetDownloadUrlForLayer", "ecr:BatchGetImage"}, []string{"*"}, nil))},
-		},
-	}, controllerARN
+	if err != nil {
+		return err
+	}
+	if found {
+		d.removed("log group %s", workshop.LogGroup)
+	}
+	if err := d.roles(ctx); err != nil {
+		return err
+	}
+	return d.securityGroup(ctx)
 }
 
-func trust(principal, condition map[string]any) map[string]any {
-	actions := []any{"sts:AssumeRole", "sts:TagSession"}
-	if principal["Service"] == "ecs-tasks.amazonaws.com" {
-		actions = actions[:1]
+func (d *destroyer) roles(ctx context.Context) error {
+	controller := d.cfg.ControllerRoleName()
+	for _, name := range []string{d.cfg.TaskRoleName(), d.cfg.DiscoveryRole, controller} {
+		found, ours, err := d.admin.FindRole(ctx, name, managedTag)
+		if err != nil {
+			return err
+		}
+		if found && ours {
+			if name == controller {
+				// An association with a role that is gone would be taken for a good one by the next apply.
+				had, err := d.admin.RemovePodIdentity(ctx, d.cfg.ClusterName, systemNamespace, controllerName, d.dryRun)
+				if err != nil {
+					return err
+				}
+				if had {
+					d.removed("pod identity association of %s/%s", systemNamespace, controllerName)
+				}
+			}
+			if !d.dryRun {
+				if _, err := d.admin.DeleteRole(ctx, name, managedTag); err != nil {
+					return err
+				}
+			}
+			d.removed("role %s", name)
+			continue
+		}
+		if !found || name != controller {
+			continue
+		}
+		// A controller's role that eksctl made stays, without the policy that we gave it.
+		has, err := d.admin.FindRolePolicy(ctx, name, assumePolicy)
+		if err == nil && has && !d.dryRun {
+			err = d.admin.DeleteRolePolicy(ctx, name, assumePolicy)
+		}
+		if err != nil {
+			return err
+		}
+		if has {
+			d.removed("policy %s of role %s", assumePolicy, name)
+		}
 	}
-	st := map[string]any{"Effect": "Allow", "Principal": principal, "Action": actions}
-	if condition != nil {
-		st["Condition"] = condition
-	}
-	return map[string]any{"Version": "2012-10-17", "Statement": []any{st}}
+	return nil
 }
 
-func document(statements ...map[string]any) map[string]any {
-	all := make([]any, 0, len(statements))
-	for _, s := range statements {
-		all = append(all, s)
+func (d *destroyer) securityGroup(ctx context.Context) error {
+	if d.cfg.Home != nil {
+		return d.externalNetwork(ctx)
 	}
-	return map[string]any{"Version": "2012-10-17", "Statement": all}
+	eks, err := d.admin.EKSCluster(ctx, d.cfg.ClusterName)
+	if awsapi.IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return d.deleteGroup(ctx, eks.VPC)
 }
 
-func statement(sid string, actions, resources []string, condition map[string]any) map[string]any {
-	st := map[string]any{"Sid": sid, "Effect": "Allow", "Action": actions, "Resource": resources}
-	if condition != nil {
-		st["Condition"] = condition
+// deleteGroup removes the tasks' security group of a VPC, if there is one.
+func (d *destroyer) deleteGroup(ctx context.Context, vpc string) error {
+	name := securityGroup(d.cfg)
+	id, err := d.admin.SecurityGroup(ctx, vpc, name)
+	if err != nil || id == "" {
+		return err
 	}
-	return st
+	if !d.dryRun {
+		// The network interfaces of tasks that ended hold on to the group for some minutes.
+		err := await(ctx, d.timeout, "security group "+name+" cannot be deleted", func(ctx context.Context) (bool, string, error) {
+			err := d.admin.DeleteSecurityGroup(ctx, id)
+			if slices.Contains([]string{"DependencyViolation", "InvalidGroup.InUse"}, awsapi.Code(err)) {
+				return false, err.Error(), nil
+			}
+			return err == nil, "", err
+		})
+		if err != nil {
+			return err
+		}
+	}
+	d.removed("security group %s", name)
+	return nil
 }

@@ -3,6 +3,7 @@ package cli
 import (
 	"github.com/spf13/cobra"
 
+	"github.com/isthmus-mesh/isthmus/internal/config"
 	"github.com/isthmus-mesh/isthmus/internal/controller/settings"
 	"github.com/isthmus-mesh/isthmus/internal/install"
 	"github.com/isthmus-mesh/isthmus/internal/kube"
@@ -26,8 +27,7 @@ controller itself and the GatewayClass of the east-west gateway. With --dry-run 
 				return err
 			}
 			cfg.ProxyImage = conf.ProxyImage
-			cfg.Settings = settings.File{Network: conf.Network, Platforms: settings.Platforms{ECS: settings.ECS{Accounts: []settings.Account{
-				{Role: roleARN(conf, account, conf.DiscoveryRole), Domain: conf.Domain, Regions: []string{conf.Region}}}}}}
+			cfg.Settings = settingsOf(conf, account)
 			cfg.Env = map[string]string{"AWS_REGION": conf.Region}
 			text, err := cfg.Render()
 			if err != nil {
@@ -54,4 +54,10 @@ controller itself and the GatewayClass of the east-west gateway. With --dry-run 
 	c.Flags().IntVar(&cfg.Replicas, "replicas", 2, "number of controllers")
 	c.Flags().BoolVar(&dryRun, "dry-run", false, "print the manifests and apply nothing")
 	return c
+}
+
+// settingsOf is the controller's configuration of an installation.
+func settingsOf(cfg config.Config, account string) settings.File {
+	return settings.File{Network: cfg.Network, Platforms: settings.Platforms{ECS: settings.ECS{Accounts: []settings.Account{
+		{Role: roleARN(cfg, account, cfg.DiscoveryRole), Domain: cfg.Domain, Regions: []string{cfg.Region}}}}}}
 }

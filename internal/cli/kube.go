@@ -14,6 +14,9 @@ import (
 // systemNamespace is where istiod and isthmus-controller run.
 const systemNamespace = "istio-system"
 
+// controllerName is the name of the controller's Deployment, service account and configuration.
+const controllerName = "isthmus-controller"
+
 // fieldManager owns what the command line applies, apart from what the controller does.
 const fieldManager = "isthmus"
 
@@ -24,6 +27,10 @@ func (a *app) kube() (*kube.Client, error) {
 
 // apply server-side applies one object and says what that did.
 func (a *app) apply(ctx context.Context, k *kube.Client, object map[string]any, dryRun bool) error {
+	return a.applyAs(ctx, k, object, fieldManager, dryRun)
+}
+
+func (a *app) applyAs(ctx context.Context, k *kube.Client, object map[string]any, manager string, dryRun bool) error {
 	o, err := kube.Encode(object)
 	if err != nil {
 		return err
@@ -32,7 +39,7 @@ func (a *app) apply(ctx context.Context, k *kube.Client, object map[string]any, 
 	if err != nil {
 		return fmt.Errorf("encode %s: %w", kube.Ref(o), err)
 	}
-	results, err := k.ApplyYAML(ctx, text, kube.ApplyOptions{Manager: fieldManager, DryRun: dryRun})
+	results, err := k.ApplyYAML(ctx, text, kube.ApplyOptions{Manager: manager, DryRun: dryRun})
 	for _, r := range results {
 		if r.Err == nil {
 			a.Notef("%s %s%s", r.Ref, r.Outcome, dryRunMark(dryRun))

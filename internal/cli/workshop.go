@@ -12,7 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/isthmus-mesh/isthmus/internal/awsapi"
+	awsadmin "github.com/isthmus-mesh/isthmus/internal/awsapi/admin"
 	"github.com/isthmus-mesh/isthmus/internal/cli/output"
 	"github.com/isthmus-mesh/isthmus/internal/config"
 	"github.com/isthmus-mesh/isthmus/internal/diag"
@@ -60,7 +60,7 @@ paths and compare each outcome with the guide's. The exit code is 3 if any diffe
 // workshopRun is one session of the workshop.
 type workshopRun struct {
 	*app
-	admin   *awsapi.Admin
+	admin   *awsadmin.Client
 	kube    *kube.Client
 	names   workshop.Names
 	timeout time.Duration
@@ -74,14 +74,10 @@ func workshopNames(cfg config.Config) (workshop.Names, error) {
 	return workshop.Names{Cluster1: clusters[0], Cluster2: clusters[1], Domain: cfg.Domain}, nil
 }
 
-// workshopPolicyNames are the names of all policies of the workshop.
-func workshopPolicyNames(cfg config.Config) []string {
+// workshopPolicyNames are the names of all policies of the workshop, which touches no others.
+func workshopPolicyNames() []string {
 	var names []string
-	n, err := workshopNames(cfg)
-	if err != nil {
-		return nil
-	}
-	for _, e := range n.Exercises() {
+	for _, e := range (workshop.Names{}).Exercises() {
 		for _, p := range e.Policies {
 			names = append(names, p.Name)
 		}
@@ -195,7 +191,7 @@ func (w *workshopRun) setPolicies(ctx context.Context, want []workshop.Policy) e
 			return err
 		}
 	}
-	known := w.known()
+	known := workshopPolicyNames()
 	for _, p := range have {
 		if keep[p.GetName()] || !slices.Contains(known, p.GetName()) {
 			continue
@@ -206,16 +202,6 @@ func (w *workshopRun) setPolicies(ctx context.Context, want []workshop.Policy) e
 		w.Notef("AuthorizationPolicy %s/%s deleted", ns, p.GetName())
 	}
 	return w.awaitPolicies(ctx, ns, keep, known)
-}
-
-func (w *workshopRun) known() []string {
-	var names []string
-	for _, e := range w.names.Exercises() {
-		for _, p := range e.Policies {
-			names = append(names, p.Name)
-		}
-	}
-	return names
 }
 
 // awaitPolicies waits until the ztunnel of the echo-service in cluster 1, where the policies are enforced, holds those of

@@ -25,11 +25,10 @@ type dumpFlags struct {
 	pod       string
 	task      string
 	namespace string
-	format    string
 }
 
 func (a *app) ztunnelConfigCommand() *cobra.Command {
-	c := &cobra.Command{
+	return group(&cobra.Command{
 		Use: "ztunnel-config", Aliases: []string{"zc"}, Short: "What a ztunnel knows, in istioctl's columns (guide part 4)",
 		Long: `Show what a ztunnel knows: by default one of the DaemonSet in istio-system, with --pod another pod, with --task the one
 of an ECS task (through ECS Exec), with --file a saved /config_dump.`,
@@ -37,15 +36,13 @@ of an ECS task (through ECS Exec), with --file a saved /config_dump.`,
   isthmus ztunnel-config workloads -n ecs-demo-1
   isthmus ztunnel-config policies --task ecs-demo-1/echo-service
   isthmus ztunnel-config all --raw > dump.json && istioctl ztunnel-config workloads --file dump.json`,
-	}
-	c.AddCommand(
+	},
 		a.dumpCommand("services", "service", "Services, their addresses and endpoints", (*dump.Dump).WriteServices),
 		a.dumpCommand("workloads", "workload", "Workloads and the protocol that reaches them", (*dump.Dump).WriteWorkloads),
 		a.dumpCommand("policies", "policy", "Authorization policies", (*dump.Dump).WritePolicies),
 		a.dumpCommand("certificates", "certificate", "Certificates of the workloads it serves", func(d *dump.Dump, w io.Writer) { d.WriteCertificates(w, time.Now()) }),
 		a.dumpAllCommand(),
 	)
-	return c
 }
 
 func (f *dumpFlags) register(c *cobra.Command) {
@@ -56,25 +53,49 @@ func (f *dumpFlags) register(c *cobra.Command) {
 	c.MarkFlagsMutuallyExclusive("file", "pod", "task")
 }
 
+// podArgument accepts the name of a pod the way istioctl takes it: NAME or NAME.NAMESPACE.
+func (f *dumpFlags) podArgument(_ *cobra.Command, args []string) error {
+	if len(args) > 1 {
+		return usageError{fmt.Errorf("unexpected argument %q", args[1])}
+	}
+	if len(args) == 0 {
+		return nil
+	}
+	if f.pod != "" || f.task != "" || f.file != "" {
+		return usageError{fmt.Errorf("name the pod %q, or use --pod, --task or --file", args[0])}
+	}
+	f.pod = args[0]
+	if name, ns, ok := strings.Cut(args[0], "."); ok {
+		f.pod = ns + "/" + name
+	}
+	return nil
+}
+
 func (a *app) dumpCommand(name, alias, short string, write func(*dump.Dump, io.Writer)) *cobra.Command {
 	var f dumpFlags
+	format := output.NewChoice("table", "table", "short", "json", "yaml")
 	c := &cobra.Command{
-		Use: name, Aliases: []string{alias}, Short: short, Args: noArgs,
-		Example: "  isthmus ztunnel-config " + name,
+		Use: name + " [POD[.NAMESPACE]]", Aliases: []string{alias}, Short: short, Args: f.podArgument,
+		Example: "  isthmus ztunnel-config " + name + "\n  isthmus ztunnel-config " + name + " -n ecs-demo-1 -o json",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			d, err := a.readDump(cmd.Context(), f)
 			if err != nil {
 				return err
 			}
-			if f.format == "" {
-				write(d.Select(f.namespace), a.Out)
-				return nil
+			switch word := format.String(); word {
+			case "json", "yaml":
+				items, err := d.Items(name, f.namespace)
+				if err != nil {
+					return err
+				}
+				return output.Encode(a.Out, word, items)
 			}
-			return output.Encode(a.Out, f.format, d.Raw[name])
+			write(d.Select(f.namespace), a.Out)
+			return nil
 		},
 	}
 	f.register(c)
-	c.Flags().StringVarP(&f.format, "output", "o", "", "json or yaml")
+	c.Flags().VarP(&format, "output", "o", "table, json or yaml; short is table, as istioctl says it")
 	return c
 }
 
@@ -82,7 +103,7 @@ func (a *app) dumpAllCommand() *cobra.Command {
 	var f dumpFlags
 	var raw bool
 	c := &cobra.Command{
-		Use: "all", Short: "Everything at once", Args: noArgs,
+		Use: "all [POD[.NAMESPACE]]", Short: "Everything at once", Args: f.podArgument,
 		Example: "  isthmus ztunnel-config all\n  isthmus ztunnel-config all --raw > dump.json",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			d, err := a.readDump(cmd.Context(), f)
@@ -119,9 +140,9 @@ func (a *app) readDump(ctx context.Context, f dumpFlags) (*dump.Dump, error) {
 		defer file.Close()
 		return parseDump(file)
 	case f.task != "":
-		cluster, service, ok := strings.Cut(f.task, "/")
-		if !ok {
-			return nil, usageError{fmt.Errorf("--task %q: want cluster/service", f.task)}
+		cluster, service, err := splitService(f.task)
+		if err != nil {
+			return nil, err
 		}
 		return a.taskDump(ctx, cluster, service)
 	}

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -39,8 +40,10 @@ type Config struct {
 	Region string `json:"region"`
 	// OwnerName tags what is made (OWNER_NAME).
 	OwnerName string `json:"ownerName,omitempty"`
-	// Clusters is the number of ECS clusters.
-	Clusters int `json:"clusters"`
+	// Clusters is the number of ECS clusters, and FirstCluster the number of the first; 0 means 1. An external account
+	// goes on counting where the account of the EKS cluster ends.
+	Clusters     int `json:"clusters"`
+	FirstCluster int `json:"firstCluster,omitempty"`
 	// Domain ends the host name of each ECS service.
 	Domain string `json:"domain"`
 	// Network is the mesh network of the tasks; it must be istiod's own.
@@ -57,6 +60,22 @@ type Config struct {
 	Gateway string `json:"gateway"`
 	// ProxyImage is the image of ztunnel in ECS tasks.
 	ProxyImage string `json:"proxyImage"`
+
+	// Home is set when the EKS cluster is in another account than this configuration's ECS clusters: then Account and
+	// Profile are those of the guide's external account, and its ECS clusters are in a VPC of their own that is peered
+	// with the EKS cluster's.
+	Home *Home `json:"home,omitempty"`
+}
+
+// Home is the account of the EKS cluster as an external account sees it.
+type Home struct {
+	// Account is its 12-digit id (LOCAL_ACCOUNT); empty means "ask AWS".
+	Account string `json:"account,omitempty"`
+	// Profile is its AWS profile (LOCAL_ACCOUNT_PROFILE).
+	Profile string `json:"profile,omitempty"`
+	// VPC is the name of the VPC of the external account, and VPCRange its addresses.
+	VPC      string `json:"vpc"`
+	VPCRange string `json:"vpcRange"`
 }
 
 // Default returns the configuration of the guide.
@@ -69,11 +88,29 @@ func Default() Config {
 	}
 }
 
+// External returns the guide's configuration of the second account in scenario 3.
+func External() Config {
+	c := Default()
+	c.Clusters, c.FirstCluster = 1, 3
+	c.Domain, c.ServiceAccount, c.DiscoveryRole = "ecs.external", "ecs-demo-sa-external", "istiod-external"
+	c.Profile = "external"
+	c.Home = &Home{VPC: "istio-ecs-external-vpc", VPCRange: "10.1.0.0/16"}
+	return c
+}
+
+// OfHome is the configuration with which the account of the EKS cluster is reached. Without Home it is c itself.
+func (c Config) OfHome() Config {
+	if c.Home != nil {
+		c.Account, c.Profile, c.Home = c.Home.Account, c.Home.Profile, nil
+	}
+	return c
+}
+
 // ECSClusters returns the names of the ECS clusters: ecs-<ClusterName>-1 and so on.
 func (c Config) ECSClusters() []string {
 	out := make([]string, c.Clusters)
 	for i := range out {
-		out[i] = fmt.Sprintf("ecs-%s-%d", c.ClusterName, i+1)
+		out[i] = fmt.Sprintf("ecs-%s-%d", c.ClusterName, max(c.FirstCluster, 1)+i)
 	}
 	return out
 }
@@ -128,6 +165,14 @@ func (c *Config) overlay(environ []string) error {
 		"ISTHMUS_TASK_ROLE": &c.TaskRole, "ISTHMUS_DISCOVERY_ROLE": &c.DiscoveryRole, "ISTHMUS_CONTROLLER_ROLE": &c.ControllerRole,
 		"ISTHMUS_GATEWAY": &c.Gateway, "ISTHMUS_PROXY_IMAGE": &c.ProxyImage,
 	}
+	if c.Home != nil {
+		// What the variables call local is home, and what tells two accounts apart comes from the file alone.
+		text["LOCAL_ACCOUNT"], text["LOCAL_ACCOUNT_PROFILE"] = &c.Home.Account, &c.Home.Profile
+		text["EXTERNAL_ACCOUNT"], text["EXTERNAL_ACCOUNT_PROFILE"] = &c.Account, &c.Profile
+		for _, name := range []string{"ISTHMUS_DOMAIN", "ISTHMUS_SERVICE_ACCOUNT", "ISTHMUS_TASK_ROLE", "ISTHMUS_DISCOVERY_ROLE"} {
+			delete(text, name)
+		}
+	}
 	for _, kv := range environ {
 		k, v, _ := strings.Cut(kv, "=")
 		if v == "" {
@@ -136,7 +181,7 @@ func (c *Config) overlay(environ []string) error {
 		if field, ok := text[k]; ok {
 			*field = v
 		}
-		if k == "ISTHMUS_CLUSTERS" {
+		if k == "ISTHMUS_CLUSTERS" && c.Home == nil {
 			n, err := strconv.Atoi(v)
 			if err != nil {
 				return fmt.Errorf("ISTHMUS_CLUSTERS=%q is not a number", v)
@@ -154,6 +199,23 @@ var (
 	domainRE  = regexp.MustCompile(`^([a-z0-9]([a-z0-9-]*[a-z0-9])?\.)*[a-z0-9]([a-z0-9-]*[a-z0-9])?$`)
 	roleRE    = regexp.MustCompile(`^/?([\w+=,.@-]+/)*[\w+=,.@-]{1,64}$`)
 )
+
+// maxFirstCluster bounds FirstCluster, so that names stay short.
+const maxFirstCluster = 9999
+
+// validate returns every problem of the home account. The VPC's range must leave room for the guide's four subnets.
+func (h Home) validate() (errs []error) {
+	if h.Account != "" && !accountRE.MatchString(h.Account) {
+		errs = append(errs, fmt.Errorf("home.account %q: want 12 digits", h.Account))
+	}
+	if !nameRE.MatchString(h.VPC) {
+		errs = append(errs, fmt.Errorf("home.vpc %q: want the name of the external account's VPC", h.VPC))
+	}
+	if p, err := netip.ParsePrefix(h.VPCRange); err != nil || p != p.Masked() || !p.Addr().Is4() || p.Bits() < 16 || p.Bits() > 20 {
+		errs = append(errs, fmt.Errorf("home.vpcRange %q: want an IPv4 range between /16 and /20, such as 10.1.0.0/16", h.VPCRange))
+	}
+	return errs
+}
 
 // maxClusters bounds Clusters; AWS's default quota is far above it.
 const maxClusters = 100
@@ -181,6 +243,12 @@ func (c Config) Validate() error {
 	}
 	if c.Clusters < 1 || c.Clusters > maxClusters {
 		bad("clusters", strconv.Itoa(c.Clusters), fmt.Sprintf("1 to %d", maxClusters))
+	}
+	if c.FirstCluster < 0 || c.FirstCluster > maxFirstCluster {
+		bad("firstCluster", strconv.Itoa(c.FirstCluster), fmt.Sprintf("0 to %d", maxFirstCluster))
+	}
+	if c.Home != nil {
+		errs = append(errs, c.Home.validate()...)
 	}
 	if !roleRE.MatchString(c.TaskRole) {
 		bad("taskRole", c.TaskRole, "a role name with an optional path")

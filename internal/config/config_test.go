@@ -76,3 +76,35 @@ func TestRoleNames(t *testing.T) {
 		t.Errorf("ControllerRoleName() = %q, want %q", got, want)
 	}
 }
+
+// The variables of the guide name both accounts; a configuration of the external one must not take the local one's.
+func TestExternal(t *testing.T) {
+	dir := t.TempDir()
+	b, err := External().Marshal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "external.yaml"), b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	got, err := Load(dir, filepath.Join(dir, "external.yaml"), []string{"LOCAL_ACCOUNT=123456789012", "LOCAL_ACCOUNT_PROFILE=main",
+		"EXTERNAL_ACCOUNT=210987654321", "ISTHMUS_DOMAIN=ecs.local", "ISTHMUS_CLUSTERS=2"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := External()
+	want.Account, want.Home.Account, want.Home.Profile = "210987654321", "123456789012", "main"
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("Load (-want +got):\n%s", diff)
+	}
+	if diff := cmp.Diff([]string{"ecs-demo-3"}, got.ECSClusters()); diff != "" {
+		t.Errorf("ECSClusters (-want +got):\n%s", diff)
+	}
+	if home := got.OfHome(); home.Account != "123456789012" || home.Profile != "main" || home.Home != nil {
+		t.Errorf("OfHome() = %+v, want the local account", home)
+	}
+	got.Home.VPCRange = "10.1.0.1/16"
+	if err := got.Validate(); err == nil || !strings.Contains(err.Error(), "home.vpcRange") {
+		t.Errorf("Validate with host bits in the range = %v", err)
+	}
+}

@@ -1,12 +1,16 @@
 package controller
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
+	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/isthmus-mesh/isthmus/internal/awsapi"
@@ -18,17 +22,20 @@ import (
 	"github.com/isthmus-mesh/isthmus/internal/ecs/inventory"
 )
 
-// accounts holds a reflector for each account and region, and answers the broker's questions about tasks from them.
+// accounts holds a reflector for each account and region, and answers the broker's questions about tasks from them. Which
+// accounts there are may change at any time.
 type accounts struct {
-	scopes []*scope
-	rules  discovery.Config
-
-	mu      sync.Mutex
-	wake    chan struct{} // guarded by mu; closed and replaced when a snapshot changed
+	cfg     Config
+	rules   discovery.Config
 	started time.Time
+	scopes  atomic.Pointer[[]*scope]
+	relist  chan struct{} // holds one token after the list has changed
+
+	mu   sync.Mutex
+	wake chan struct{} // guarded by mu; closed and replaced after each sweep
 }
 
-// scope is one account in one region.
+// scope is one account in one region. It is not changed once it was made.
 type scope struct {
 	account   settings.Account
 	id        string
@@ -38,38 +45,144 @@ type scope struct {
 }
 
 func newAccounts(cfg Config) (*accounts, error) {
-	a := &accounts{rules: discovery.Config{DefaultServiceAccount: cfg.Settings.DefaultServiceAccount}, wake: make(chan struct{}), started: cfg.Now()}
-	for _, acct := range cfg.Settings.Platforms.ECS.Accounts {
-		regions := acct.Regions
-		if len(regions) == 0 {
-			if cfg.Region == "" {
-				return nil, configError("account %s lists no regions and the controller has none of its own: set AWS_REGION", acct.AccountID())
-			}
-			regions = []string{cfg.Region}
-		}
-		for _, region := range regions {
-			source, err := cfg.Source(acct, region)
-			if err != nil {
-				return nil, fmt.Errorf("account %s in %s: %w", acct.AccountID(), region, err)
-			}
-			s := &scope{account: acct, id: acct.AccountID(), region: region, network: acct.Network}
-			if s.network == "" {
-				s.network = cfg.Settings.Network
-			}
-			interval := time.Duration(cfg.Settings.SweepInterval)
-			s.reflector, err = ecs.New(ecs.Config{
-				Account: s.id, Region: region, Partition: acct.Partition(), Source: source, OptInTags: cfg.Settings.DiscoveryTags,
-				Interval: interval, FullInterval: fullInterval(interval),
-				Log: cfg.Log.With(slog.String("scope", "discovery"), slog.String("account", s.id), slog.String("region", region)),
-				Now: cfg.Now, Observe: func(r ecs.SweepReport) { a.observe(cfg, r) },
-			})
-			if err != nil {
-				return nil, err
-			}
-			a.scopes = append(a.scopes, s)
-		}
+	a := &accounts{
+		cfg: cfg, rules: discovery.Config{DefaultServiceAccount: cfg.Settings.DefaultServiceAccount}, wake: make(chan struct{}), started: cfg.Now(),
+		relist: make(chan struct{}, 1),
+	}
+	a.scopes.Store(&[]*scope{})
+	if errs := a.set(cfg.Settings.Platforms.ECS.Accounts); len(errs) > 0 {
+		return nil, slices.Collect(maps.Values(errs))[0]
 	}
 	return a, nil
+}
+
+// list returns the accounts and regions that there are now.
+func (a *accounts) list() []*scope { return *a.scopes.Load() }
+
+// set makes the accounts those given. A reflector whose account is still read in the same way is kept, with all that it
+// knows. An account that cannot be set up is left out; errors are by its id.
+func (a *accounts) set(accts []settings.Account) map[string]error {
+	errs := map[string]error{}
+	var next []*scope
+	for _, acct := range accts {
+		some, err := a.scopesOf(acct)
+		if err != nil {
+			errs[acct.AccountID()] = err
+			continue
+		}
+		next = append(next, some...)
+	}
+	a.scopes.Store(&next)
+	select {
+	case a.relist <- struct{}{}:
+	default:
+	}
+	a.wakeUp()
+	return errs
+}
+
+func (a *accounts) scopesOf(acct settings.Account) ([]*scope, error) {
+	regions := acct.Regions
+	if len(regions) == 0 {
+		if a.cfg.Region == "" {
+			return nil, configError("account %s lists no regions and the controller has none of its own: set AWS_REGION", acct.AccountID())
+		}
+		regions = []string{a.cfg.Region}
+	}
+	var out []*scope
+	for _, region := range regions {
+		s := &scope{account: acct, id: acct.AccountID(), region: region, network: cmp.Or(acct.Network, a.cfg.Settings.Network)}
+		for _, old := range a.list() {
+			if old.id == s.id && old.region == region && readAlike(old.account, acct) {
+				s.reflector = old.reflector
+			}
+		}
+		if s.reflector == nil {
+			var err error
+			if s.reflector, err = a.reflect(acct, region); err != nil {
+				return nil, fmt.Errorf("account %s in %s: %w", s.id, region, err)
+			}
+		}
+		out = append(out, s)
+	}
+	return out, nil
+}
+
+// readAlike reports whether two configurations of an account make no difference to how it is read.
+func readAlike(a, b settings.Account) bool {
+	return a.Role == b.Role && a.ExternalID == b.ExternalID && slices.Equal(a.DiscoveryTags, b.DiscoveryTags)
+}
+
+func (a *accounts) reflect(acct settings.Account, region string) (*ecs.Reflector, error) {
+	source, err := a.cfg.Source(acct, region)
+	if err != nil {
+		return nil, err
+	}
+	var hosts ecs.HostSource
+	if a.cfg.Hosts != nil {
+		if hosts, err = a.cfg.Hosts(acct, region); err != nil {
+			return nil, err
+		}
+	}
+	tags := acct.DiscoveryTags
+	if len(tags) == 0 {
+		tags = a.cfg.Settings.DiscoveryTags
+	}
+	id, interval := acct.AccountID(), time.Duration(a.cfg.Settings.SweepInterval)
+	return ecs.New(ecs.Config{
+		Account: id, Region: region, Partition: acct.Partition(), Source: source, Hosts: hosts, OptInTags: tags,
+		Interval: interval, FullInterval: fullInterval(interval),
+		Log: a.cfg.Log.With(slog.String("scope", "discovery"), slog.String("account", id), slog.String("region", region)),
+		Now: a.cfg.Now, Observe: a.observe,
+	})
+}
+
+// run runs the reflectors and the readers of event queues of the accounts that there are, until ctx ends.
+func (a *accounts) run(ctx context.Context) error {
+	running := map[*ecs.Reflector]context.CancelFunc{}
+	queues := map[settings.Events]context.CancelFunc{}
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	for {
+		wanted, wantedQueues := map[*ecs.Reflector]bool{}, map[settings.Events]settings.Account{}
+		for _, s := range a.list() {
+			wanted[s.reflector] = true
+			if s.account.Events != nil && a.cfg.Queue != nil {
+				wantedQueues[*s.account.Events] = s.account
+			}
+		}
+		for r := range wanted {
+			if running[r] == nil {
+				each, cancel := context.WithCancel(ctx)
+				running[r] = cancel
+				wg.Go(func() { _ = r.Run(each) }) // returns nil when each ends
+			}
+		}
+		for q, acct := range wantedQueues {
+			if queues[q] == nil {
+				each, cancel := context.WithCancel(ctx)
+				queues[q] = cancel
+				wg.Go(func() { a.listen(each, acct, q) })
+			}
+		}
+		for r, cancel := range running {
+			if !wanted[r] {
+				cancel()
+				delete(running, r)
+			}
+		}
+		for q, cancel := range queues {
+			if _, ok := wantedQueues[q]; !ok {
+				cancel()
+				delete(queues, q)
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-a.relist:
+		}
+	}
 }
 
 // fullInterval is how often clusters and services are read again: new ones matter less than tasks that come and go, but
@@ -78,11 +191,15 @@ func fullInterval(interval time.Duration) time.Duration {
 	return min(time.Minute, 6*interval)
 }
 
-func (a *accounts) observe(cfg Config, r ecs.SweepReport) {
-	cfg.Metrics.Sweep(r.Complete, r.Took)
+func (a *accounts) observe(r ecs.SweepReport) {
+	a.cfg.Metrics.Sweep(r.Complete, r.Took)
+	// Every sweep wakes the planner, not only those that changed something: rules count complete sweeps.
+	a.wakeUp()
+}
+
+func (a *accounts) wakeUp() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	// Every sweep wakes the planner, not only those that changed something: rules count complete sweeps.
 	close(a.wake)
 	a.wake = make(chan struct{})
 }
@@ -97,9 +214,9 @@ func (a *accounts) changed() <-chan struct{} {
 // versions identifies what the snapshots say, without when they said it.
 func (a *accounts) versions() string {
 	var b strings.Builder
-	for _, s := range a.scopes {
+	for _, s := range a.list() {
 		snap := s.reflector.Snapshot()
-		fmt.Fprintf(&b, "%d %t %v\n", snap.Version, snap.Complete, snap.Err)
+		fmt.Fprintf(&b, "%p %d %t %v\n", s, snap.Version, snap.Complete, snap.Err)
 	}
 	return b.String()
 }
@@ -107,7 +224,7 @@ func (a *accounts) versions() string {
 // age returns the age of the oldest complete sweep.
 func (a *accounts) age(now time.Time) time.Duration {
 	var oldest time.Duration
-	for _, s := range a.scopes {
+	for _, s := range a.list() {
 		at := s.reflector.Snapshot().SweptAt
 		if at.IsZero() {
 			at = a.started
@@ -121,7 +238,7 @@ func (a *accounts) age(now time.Time) time.Duration {
 func (a *accounts) inputs() ([]discovery.Input, []*inventory.Snapshot) {
 	var in []discovery.Input
 	var snaps []*inventory.Snapshot
-	for _, s := range a.scopes {
+	for _, s := range a.list() {
 		snap := s.reflector.Snapshot()
 		snaps = append(snaps, snap)
 		in = append(in, s.input(snap))
@@ -135,7 +252,7 @@ func (s *scope) input(snap *inventory.Snapshot) discovery.Input {
 
 // expect tells the reflectors which tasks and services somebody would like to know the end of.
 func (a *accounts) expect(arns []string) {
-	for _, s := range a.scopes {
+	for _, s := range a.list() {
 		var ours []string
 		for _, arn := range arns {
 			if p, err := inventory.ParseARN(arn); err == nil && p.Account == s.id && p.Region == s.region {
@@ -151,7 +268,7 @@ func (a *accounts) expect(arns []string) {
 // FindTask implements broker.Directory: what the snapshots hold first, then ECS itself, the hinted region before others.
 func (a *accounts) FindTask(ctx context.Context, account, region, id string) (broker.Task, error) {
 	var mine []*scope
-	for _, s := range a.scopes {
+	for _, s := range a.list() {
 		switch {
 		case s.id != account:
 		case s.region == region:
@@ -207,7 +324,7 @@ func (a *accounts) Life(taskARN string) broker.Life {
 	if err != nil {
 		return broker.Unknown
 	}
-	for _, s := range a.scopes {
+	for _, s := range a.list() {
 		if s.id != arn.Account || s.region != arn.Region {
 			continue
 		}
@@ -243,7 +360,7 @@ func lifeOf(t *inventory.Task) broker.Life {
 // problems returns what is wrong with whole accounts.
 func (a *accounts) problems() []discovery.Problem {
 	var out []discovery.Problem
-	for _, s := range a.scopes {
+	for _, s := range a.list() {
 		snap := s.reflector.Snapshot()
 		object := s.id + " in " + s.region
 		switch {

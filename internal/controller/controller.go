@@ -19,6 +19,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -46,6 +47,11 @@ type Config struct {
 	// Source is required. Region is used for accounts that list none.
 	Source SourceFunc
 	Region string
+	// Hosts makes the finder of EC2 hosts of one account and region; nil means that tasks in bridge and host mode have no
+	// address.
+	Hosts func(a settings.Account, region string) (ecs.HostSource, error)
+	// Queue makes the reader of an account's event queue; nil means that events are not read.
+	Queue func(a settings.Account, e settings.Events) (Queue, error)
 	// Identity names this replica in the lease; required.
 	Identity string
 	Metrics  *control.Metrics // nil records nothing
@@ -59,8 +65,11 @@ type Controller struct {
 	cfg      Config
 	log      *slog.Logger
 	accounts *accounts
-	health   *health
-	listen   func(address string) (net.Listener, error)
+	// resources are the ECSAccounts, which stay empty where their definition is not installed.
+	resources *kube.Cache
+	declared  atomic.Pointer[[]declared]
+	health    *health
+	listen    func(address string) (net.Listener, error)
 
 	mu        sync.Mutex
 	addresses map[string]string // guarded by mu; what each listener really listens on, for tests
@@ -85,10 +94,16 @@ func New(cfg Config) (*Controller, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Controller{
-		cfg: cfg, log: cfg.Log, accounts: acc, health: newHealth(), addresses: map[string]string{},
+	resources, err := cfg.Kube.NewCache(kube.CacheConfig{Kind: kube.ECSAccounts})
+	if err != nil {
+		return nil, err
+	}
+	c := &Controller{
+		cfg: cfg, log: cfg.Log, accounts: acc, resources: resources, health: newHealth(), addresses: map[string]string{},
 		listen: func(address string) (net.Listener, error) { return net.Listen("tcp", address) },
-	}, nil
+	}
+	c.declare(nil)
+	return c, nil
 }
 
 // SnapshotAge returns how long ago the account and region that was read least recently was read completely.
@@ -101,9 +116,9 @@ func (c *Controller) Run(ctx context.Context) error {
 	if err := c.startMonitoring(ctx, g); err != nil {
 		return err
 	}
-	for _, s := range c.accounts.scopes {
-		g.Go(func() error { return s.reflector.Run(ctx) })
-	}
+	g.Go(func() error { return c.accounts.run(ctx) })
+	g.Go(func() error { return c.resources.Run(ctx) })
+	g.Go(func() error { return c.followAccounts(ctx) })
 	if c.cfg.Options.BrokerAddress != "" {
 		if err := c.startBroker(ctx, g); err != nil {
 			return err

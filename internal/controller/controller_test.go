@@ -195,8 +195,8 @@ func TestFollowsECS(t *testing.T) {
 
 	// Nothing changes, so nothing is written, however many sweeps there are.
 	w.kube.Writes()
-	sweeps := w.ctl.accounts.scopes[0].reflector.Snapshot().CompleteSweeps
-	w.wait("five sweeps", func() bool { return w.ctl.accounts.scopes[0].reflector.Snapshot().CompleteSweeps > sweeps+5 })
+	sweeps := w.ctl.accounts.list()[0].reflector.Snapshot().CompleteSweeps
+	w.wait("five sweeps", func() bool { return w.ctl.accounts.list()[0].reflector.Snapshot().CompleteSweeps > sweeps+5 })
 	for _, call := range w.kube.Writes() {
 		if strings.Contains(call, "entries") {
 			t.Errorf("an idle sweep wrote: %s", call)

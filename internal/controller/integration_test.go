@@ -153,10 +153,39 @@ func TestWithItsOwnRights(t *testing.T) {
 			}
 			return out
 		}
-		before, sweeps := versions(), ctl.accounts.scopes[0].reflector.Snapshot().CompleteSweeps
-		wait("sweeps", func() bool { return ctl.accounts.scopes[0].reflector.Snapshot().CompleteSweeps > sweeps+5 })
+		before, sweeps := versions(), ctl.accounts.list()[0].reflector.Snapshot().CompleteSweeps
+		wait("sweeps", func() bool { return ctl.accounts.list()[0].reflector.Snapshot().CompleteSweeps > sweeps+5 })
 		if after := versions(); !slices.Equal(before, after) {
 			t.Errorf("objects changed from %v to %v", before, after)
+		}
+	})
+	t.Run("kubectl get ecsaccounts", func(t *testing.T) {
+		api.Apply(t, "apiVersion: isthmus.dev/v1alpha1\nkind: ECSAccount\nmetadata: {name: again}\nspec: {role: 'arn:aws:iam::"+accountA+":role/other'}\n")
+		out := ""
+		wait("both accounts", func() bool {
+			var err error
+			if out, err = api.Kubectl(t, "get", "ecsaccounts"); err != nil {
+				t.Fatalf("%v\n%s", err, out)
+			}
+			return strings.Contains(out, "True ") && strings.Contains(out, "False")
+		})
+		lines := strings.Split(strings.TrimSpace(out), "\n")
+		var got []string
+		for _, line := range lines {
+			got = append(got, strings.Join(strings.Fields(line), " "))
+		}
+		if !strings.HasPrefix(got[0], "NAME ACCOUNT ACCEPTED SYNCED CLUSTERS SERVICES TASKS PROBLEMS LAST SWEEP ERROR") || len(got) != 3 ||
+			!strings.HasPrefix(got[1], "again "+accountA+" False Unknown 0 0 0 0 IST3001") || !strings.HasPrefix(got[2], "config-"+accountA+" "+accountA+" True True 1 1 ") {
+			t.Errorf("kubectl get ecsaccounts:\n%s", out)
+		}
+		if out, err := api.Kubectl(t, "get", "ecsa", "again", "-o", "jsonpath={.status.lastError.message}"); err != nil || !strings.Contains(out, "is declared by the controller's configuration file already") {
+			t.Errorf("message = %q, %v", out, err)
+		}
+		if _, err := api.Admin.ApplyYAML(ctx, []byte("apiVersion: isthmus.dev/v1alpha1\nkind: ECSAccount\nmetadata: {name: wrong}\nspec: {role: nonsense}\n"), kube.ApplyOptions{}); err == nil {
+			t.Error("the API server took a role that is none")
+		}
+		if _, err := api.Admin.ApplyYAML(ctx, []byte("apiVersion: isthmus.dev/v1alpha1\nkind: ECSAccount\nmetadata: {name: wrong}\nspec: {domain: ecs.local}\n"), kube.ApplyOptions{}); err == nil {
+			t.Error("the API server took an account without a role")
 		}
 	})
 	t.Run("gateway", func(t *testing.T) {

@@ -73,7 +73,13 @@ func run(ctx context.Context, o Options, stdout, stderr io.Writer) error {
 	ctl, err = New(Config{
 		Options: o, Settings: file, Kube: client, Region: session.Region(), Identity: replicaName(), Metrics: metrics, Log: log,
 		Source: func(a settings.Account, region string) (ecs.Source, error) {
-			return awsapi.NewECS(session, awsapi.Target{Region: region, RoleARN: a.Role, ExternalID: a.ExternalID, Account: a.AccountID()})
+			return awsapi.NewECS(session, targetOf(a, region))
+		},
+		Hosts: func(a settings.Account, region string) (ecs.HostSource, error) {
+			return awsapi.NewHosts(session, targetOf(a, region))
+		},
+		Queue: func(a settings.Account, e settings.Events) (Queue, error) {
+			return awsapi.NewQueue(session, targetOf(a, e.QueueRegion()), e.QueueURL)
 		},
 	})
 	if err != nil {
@@ -87,6 +93,10 @@ func run(ctx context.Context, o Options, stdout, stderr io.Writer) error {
 	err = ctl.Run(ctx)
 	log.Info("stopped")
 	return err
+}
+
+func targetOf(a settings.Account, region string) awsapi.Target {
+	return awsapi.Target{Region: region, RoleARN: a.Role, ExternalID: a.ExternalID, Account: a.AccountID()}
 }
 
 func newLogger(o Options, w io.Writer) (*slog.Logger, error) {

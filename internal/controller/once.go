@@ -21,18 +21,16 @@ func (c *Controller) Once(ctx context.Context, out io.Writer, write bool) error 
 		return err
 	}
 	defer stop()
-	sweepErr := c.sweep(ctx)
-	p, err := r.look()
-	if err != nil {
+	if err := c.readAccounts(ctx); err != nil {
 		return err
 	}
+	sweepErr := c.sweep(ctx)
+	p := r.look()
 	if evidence := p.changes.WantEvidence(); len(evidence) > 0 {
 		// What exists in Kubernetes and not in ECS: ask ECS about exactly these.
 		c.accounts.expect(evidence)
 		sweepErr = c.sweep(ctx)
-		if p, err = r.look(); err != nil {
-			return err
-		}
+		p = r.look()
 	}
 	if err := p.changes.Render(out, false); err != nil {
 		return fmt.Errorf("print plan: %w", err)
@@ -58,9 +56,10 @@ func (c *Controller) Once(ctx context.Context, out io.Writer, write bool) error 
 
 // sweep reads every account once, all at the same time.
 func (c *Controller) sweep(ctx context.Context) error {
-	errs := make([]error, len(c.accounts.scopes))
+	scopes := c.accounts.list()
+	errs := make([]error, len(scopes))
 	var g errgroup.Group
-	for i, s := range c.accounts.scopes {
+	for i, s := range scopes {
 		g.Go(func() error {
 			if _, err := s.reflector.Sweep(ctx, true); err != nil {
 				errs[i] = fmt.Errorf("account %s in %s: %w", s.id, s.region, err)
@@ -103,10 +102,7 @@ func (c *Controller) dryRun(ctx context.Context) error {
 	last := ""
 	for {
 		changed := c.accounts.changed()
-		p, err := r.look()
-		if err != nil {
-			return err
-		}
+		p := r.look()
 		if text := p.changes.String(); text != last {
 			last = text
 			c.log.Info("dry run", slog.String("plan", text))

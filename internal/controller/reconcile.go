@@ -33,20 +33,19 @@ type reconciler struct {
 	workloads  *kube.Cache
 	namespaces *kube.Cache
 	configMap  *kube.Cache
-	decoded    decodedObjects
-	memory     plan.Memory
+	ledger     *ledger
 	status     *reporter
 }
 
 func newReconciler(c *Controller) (*reconciler, error) {
-	r := &reconciler{c: c, status: newReporter(c), decoded: decodedObjects{}}
+	r := &reconciler{c: c, status: newReporter(c), ledger: newLedger(c.accounts.rules, c.log)}
 	ours := kube.ManagedByLabel + "=" + kube.ManagedByValue
 	for _, x := range []struct {
 		cache **kube.Cache
 		cfg   kube.CacheConfig
 	}{
-		{&r.services, kube.CacheConfig{Kind: kube.ServiceEntries, Selector: ours}},
-		{&r.workloads, kube.CacheConfig{Kind: kube.WorkloadEntries, Selector: ours}},
+		{&r.services, kube.CacheConfig{Kind: kube.ServiceEntries, Selector: ours, Track: true}},
+		{&r.workloads, kube.CacheConfig{Kind: kube.WorkloadEntries, Selector: ours, Track: true}},
 		{&r.namespaces, kube.CacheConfig{Kind: kube.Namespaces}},
 		{&r.configMap, kube.CacheConfig{Kind: kube.ConfigMaps, Namespace: c.cfg.Options.Namespace, Field: "metadata.name=isthmus-controller"}},
 	} {
@@ -105,7 +104,7 @@ func (r *reconciler) loop(ctx context.Context) {
 	for {
 		// Taken before reading, so that a change during the round starts another.
 		sweeps, se, we := r.c.accounts.changed(), r.services.Changed(), r.workloads.Changed()
-		ns, cm := r.namespaces.Changed(), r.configMap.Changed()
+		ns, cm, acct := r.namespaces.Changed(), r.configMap.Changed(), r.c.resources.Changed()
 		seen := r.c.accounts.versions()
 		pause := planResync
 		held, untold, err := r.round(ctx)
@@ -130,6 +129,7 @@ func (r *reconciler) loop(ctx context.Context) {
 			case <-we:
 			case <-ns:
 			case <-cm:
+			case <-acct:
 			case <-timer.C:
 			}
 		}
@@ -145,21 +145,17 @@ type picture struct {
 	snapshots []*inventory.Snapshot
 	problems  []discovery.Problem
 	changes   plan.Changes
-	current   map[plan.Key]*kube.Object
 }
 
 // round looks, plans, writes and reports once. Held reports whether the next sweep may change the plan by itself, untold
 // whether there is more to report.
 func (r *reconciler) round(ctx context.Context) (held, untold bool, err error) {
 	start := r.c.cfg.Now()
-	p, err := r.look()
-	if err != nil {
-		return false, false, err
-	}
+	p := r.look()
 	r.c.accounts.expect(p.changes.WantEvidence())
 	results, err := r.write(ctx, p)
 	ch := p.changes
-	r.c.cfg.Metrics.Plan(len(ch.Create), len(ch.Update), len(ch.Delete), len(ch.Held), len(ch.Unchanged), len(p.problems), r.c.cfg.Now().Sub(start))
+	r.c.cfg.Metrics.Plan(len(ch.Create), len(ch.Update), len(ch.Delete), len(ch.Held), ch.Kept, len(p.problems), r.c.cfg.Now().Sub(start))
 	if !ch.Empty() {
 		r.c.log.Info("plan applied", slog.Int("created", len(ch.Create)), slog.Int("updated", len(ch.Update)), slog.Int("deleted", len(ch.Delete)),
 			slog.Int("held", len(ch.Held)), slog.Int("failed", countFailed(results)))
@@ -169,22 +165,19 @@ func (r *reconciler) round(ctx context.Context) (held, untold bool, err error) {
 	return len(ch.Held) > 0, untold, err
 }
 
-// look reads the snapshots and the current objects and plans.
-func (r *reconciler) look() (picture, error) {
+// look reads what changed in the snapshots and of the current objects, and plans.
+func (r *reconciler) look() picture {
 	inputs, snaps := r.c.accounts.inputs()
-	desired := discovery.Want(inputs, r.c.accounts.rules)
-	p := picture{snapshots: snaps, problems: append(r.c.accounts.problems(), desired.Problems...), current: map[plan.Key]*kube.Object{}}
-	exists := func(ns string) bool { return r.namespaces.Get("", ns) != nil }
-	p.problems = append(p.problems, dropMissingNamespaces(&desired, exists)...)
-	current, err := r.decoded.read(r.services.List(), r.workloads.List(), p.current)
-	if err != nil {
-		return picture{}, err
-	}
+	r.ledger.want(inputs, func(ns string) bool { return r.namespaces.Get("", ns) != nil })
+	r.ledger.see(discovery.KindServiceEntry, r.services.Take())
+	r.ledger.see(discovery.KindWorkloadEntry, r.workloads.Take())
 	limits := plan.Limits{MaxDeleteShare: float64(r.c.cfg.Settings.DeletionLimitPercent) / 100, Confirmed: r.confirmed()}
-	p.changes, r.memory = plan.Compute(plan.Input{Desired: desired, Current: current, Snapshots: snaps, Limits: limits, Memory: r.memory})
+	p := picture{snapshots: snaps, changes: r.ledger.plan.Plan(snaps, r.ledger.discovery.Skipped, limits)}
+	p.problems = append(r.c.accounts.problems(), r.ledger.discovery.Problems()...)
+	p.problems = append(p.problems, namespaceProblems(r.ledger.missing())...)
 	p.problems = append(p.problems, heldProblems(p.changes)...)
 	sortProblems(p.problems)
-	return p, nil
+	return p
 }
 
 // confirmed reads the accounts whose mass deletions an operator has allowed with an annotation.
@@ -206,7 +199,7 @@ func (r *reconciler) write(ctx context.Context, p picture) ([]kube.Result, error
 		var out []kube.Write
 		for _, ch := range changes {
 			if ch.Key.Kind == kind {
-				out = append(out, r.writeOf(ch, p.current[ch.Key]))
+				out = append(out, r.writeOf(ch, r.ledger.have[ch.Key]))
 			}
 		}
 		return out
@@ -249,34 +242,15 @@ func (r *reconciler) writeOf(ch plan.Change, have *kube.Object) kube.Write {
 
 // objectOf finds the Kubernetes object that stands for an ARN, to hang an event on.
 func (r *reconciler) objectOf(arn string) *kube.Object {
-	for _, k := range []*kube.Cache{r.services, r.workloads} {
-		for _, o := range k.List() {
-			if slices.Contains(strings.Fields(o.GetAnnotations()[discovery.AnnotationSource]), arn) {
-				return o
-			}
-		}
+	if o := r.ledger.about(arn); o != nil {
+		return o
 	}
 	return r.configMap.Get(r.c.cfg.Options.Namespace, "isthmus-controller")
 }
 
-// dropMissingNamespaces takes out of desired what cannot be written because its namespace does not exist, and says so
-// once per namespace. Creating namespaces is left to people: a namespace is where policies and rights live.
-func dropMissingNamespaces(d *discovery.Desired, exists func(string) bool) []discovery.Problem {
-	missing := map[string]string{} // namespace to the clusters that want it
-	keep := func(meta discovery.ObjectMeta) bool {
-		if exists(meta.Namespace) {
-			return true
-		}
-		clusters := strings.Fields(meta.Annotations[discovery.AnnotationClusters])
-		if len(clusters) > 0 {
-			missing[meta.Namespace] = clusters[0]
-		} else if _, ok := missing[meta.Namespace]; !ok {
-			missing[meta.Namespace] = meta.Namespace
-		}
-		return false
-	}
-	d.ServiceEntries = slices.DeleteFunc(d.ServiceEntries, func(e discovery.ServiceEntry) bool { return !keep(e.Metadata) })
-	d.WorkloadEntries = slices.DeleteFunc(d.WorkloadEntries, func(e discovery.WorkloadEntry) bool { return !keep(e.Metadata) })
+// namespaceProblems tells of the namespaces that are wanted and do not exist. Creating them is left to people: a
+// namespace is where policies and rights live.
+func namespaceProblems(missing map[string]string) []discovery.Problem {
 	var out []discovery.Problem
 	for ns, cluster := range missing {
 		out = append(out, discovery.Problem{

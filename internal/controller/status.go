@@ -64,12 +64,15 @@ type Held struct {
 // reporter writes the status ConfigMap and events. Only the planning loop's goroutine uses it.
 type reporter struct {
 	c         *Controller
+	accounts  *accountWriter
 	told      map[string]time.Time // when each problem was last told as an event
 	lastShape string               // the status without its times
 	lastWrite time.Time
 }
 
-func newReporter(c *Controller) *reporter { return &reporter{c: c, told: map[string]time.Time{}} }
+func newReporter(c *Controller) *reporter {
+	return &reporter{c: c, accounts: newAccountWriter(c), told: map[string]time.Time{}}
+}
 
 // report tells what a round saw, and reports whether it must be called again soon because there is more to tell: a
 // status that changes all the time is written every few seconds only, and a write may fail.
@@ -80,7 +83,8 @@ func (r *reporter) report(ctx context.Context, p picture, objectOf func(arn stri
 		r.c.log.Warn("status not written", slog.String("error", err.Error()))
 	}
 	r.writeEvents(ctx, p.problems, objectOf)
-	return again || err != nil
+	more := r.accounts.report(ctx, p)
+	return again || more || err != nil
 }
 
 func (r *reporter) observe(snaps []*inventory.Snapshot) {
@@ -185,7 +189,7 @@ func (r *reporter) build(p picture) Status {
 	}
 	ch := p.changes
 	st.Objects = map[string]int{
-		"create": len(ch.Create), "update": len(ch.Update), "delete": len(ch.Delete), "hold": len(ch.Held), "keep": len(ch.Unchanged),
+		"create": len(ch.Create), "update": len(ch.Update), "delete": len(ch.Delete), "hold": len(ch.Held), "keep": ch.Kept,
 	}
 	for _, h := range ch.Held {
 		if len(st.Held) == maxProblems {

@@ -93,6 +93,9 @@ const (
 	LabProgramAbsent     Code = "IST3203"
 	GatewayNotReady      Code = "IST3204"
 	ProxyDumpUnreadable  Code = "IST3205"
+	CloudCredentials     Code = "IST3206"
+	CloudDenied          Code = "IST3207"
+	EKSClusterMissing    Code = "IST3208"
 )
 
 // Codes of the lab.
@@ -135,7 +138,7 @@ func Catalogue() []Entry {
 var catalogue = [...]Entry{
 	{AccountDenied, "AWS refused a call that discovery needs",
 		"the role of the account lacks a permission of the discovery policy.",
-		"attach the policy that `isthmus ecs infra --print-policy` shows to the account's role; nothing is deleted from the mesh meanwhile."},
+		"attach the policy that `isthmus ecs infra plan -o json` shows to the account's role; nothing is deleted from the mesh meanwhile."},
 	{AssumeRoleDenied, "the controller may not assume the account's role",
 		"the role's trust policy does not name the controller's own role, or lacks sts:TagSession, which EKS Pod Identity sessions need.",
 		"allow sts:AssumeRole and sts:TagSession for the controller's role in the trust policy of the account's role, and check externalId."},
@@ -348,6 +351,15 @@ var catalogue = [...]Entry{
 	{ProxyDumpUnreadable, "the proxy's state cannot be read",
 		"the answer of the proxy's admin port is not a config dump.",
 		"check the proxy: kubectl get pods -n istio-system -l app=ztunnel"},
+	{CloudCredentials, "AWS does not accept the credentials",
+		"there are none, they are wrong, or they have expired.",
+		"sign in again, for example with `aws sso login`, or choose another profile with --profile; in the lab: eval \"$(isthmus lab env)\""},
+	{CloudDenied, "AWS refuses a call to this user or role",
+		"the caller's own policies lack the right that the message names.",
+		"ask the account's administrator for it, or use a profile that has it (--profile)."},
+	{EKSClusterMissing, "the EKS cluster is not in this account and region",
+		"the region, the profile or clusterName is not the one in which the EKS cluster was made.",
+		"check `aws eks list-clusters`, then choose with --region, --profile or clusterName; to make one: isthmus eks manifest | eksctl create cluster -f -"},
 
 	{LabNotRunning, "the lab is not running",
 		"no lab was started from this state directory, or it has ended.",

@@ -13,7 +13,6 @@ import (
 	"cmp"
 	"fmt"
 	"net/netip"
-	"slices"
 	"strings"
 
 	"github.com/isthmus-mesh/isthmus/internal/diag"
@@ -53,36 +52,12 @@ type Skip struct {
 	Drop bool
 }
 
-// Want returns the objects for the inputs. The order of the inputs does not matter.
+// Want returns the objects for the inputs. The order of the inputs does not matter. It is what an Engine comes to that is
+// given the inputs at once.
 func Want(inputs []Input, cfg Config) Desired {
-	w := &want{cfg: cfg.withDefaults(), skipped: map[string]Skip{}}
-	inputs = slices.Clone(inputs)
-	slices.SortFunc(inputs, func(a, b Input) int {
-		return cmp.Or(cmp.Compare(a.Snapshot.Account, b.Snapshot.Account), cmp.Compare(a.Snapshot.Region, b.Snapshot.Region))
-	})
-	for _, in := range inputs {
-		for _, c := range in.Snapshot.SortedClusters() {
-			for _, svc := range c.SortedServices() {
-				w.addService(in, c, svc)
-			}
-		}
-	}
-	w.mergeHosts()
-	tasks := 0
-	for _, in := range inputs {
-		_, n := in.Snapshot.Counts()
-		tasks += n
-	}
-	w.workloads = make([]workload, 0, tasks)
-	for _, in := range inputs {
-		for _, c := range in.Snapshot.SortedClusters() {
-			for _, t := range c.SortedTasks() {
-				w.addTask(in, in.Snapshot.View(c, t))
-			}
-		}
-	}
-	w.settleAddresses()
-	return w.desired()
+	e := NewEngine(cfg)
+	e.Update(inputs)
+	return e.Desired()
 }
 
 func (c Config) withDefaults() Config {
@@ -95,15 +70,10 @@ func (c Config) withDefaults() Config {
 	return c
 }
 
-// want is the work in progress.
-type want struct {
-	cfg       Config
-	services  []*service
-	byARN     map[string]*service
-	entries   []ServiceEntry
-	workloads []workload
-	problems  []Problem
-	skipped   map[string]Skip
+// eval is the look at one service, task or host name. It collects what a person should put right.
+type eval struct {
+	cfg      Config
+	problems []Problem
 }
 
 // workload is a wanted WorkloadEntry and what decides when two claim one address.
@@ -116,33 +86,28 @@ type workload struct {
 	newest int64 // start of the task, in nanoseconds
 }
 
-func (w *want) problem(object string, code diag.Code, fix, cause string, args ...any) {
+func (w *eval) problem(object string, code diag.Code, fix, cause string, args ...any) {
 	w.problems = append(w.problems, Problem{Object: object, Code: code, Cause: fmt.Sprintf(cause, args...), Fix: fix})
 }
 
-// addTask wants a WorkloadEntry for a task that serves.
-func (w *want) addTask(in Input, v inventory.TaskView) {
+// task returns the WorkloadEntry of a task that serves, or says why there is none. Svc is the task's service, or nil.
+func (w *eval) task(in Input, v inventory.TaskView, svc *service) (*workload, Skip) {
 	arn := v.Task.ARN
 	if s, ok := w.serving(v); !ok {
-		w.skipped[arn] = s
-		return
+		return nil, s
 	}
 	p, err := w.cfg.Place(in, v)
 	if err != nil {
 		w.problem(arn, diag.TagInvalid, "correct the tag, or remove it", "%v", err)
-		w.skipped[arn] = Skip{Reason: err.Error()}
-		return
+		return nil, Skip{Reason: err.Error()}
 	}
 	proxied := w.cfg.proxied(v)
 	if v.Service == nil && proxyDefinition(w.cfg, v.Definition) == nil && p.ServiceAccountFrom == "" {
-		w.skipped[arn] = Skip{Reason: "it belongs to no service, and neither runs the proxy nor names a service account", Drop: true}
-		return
+		return nil, Skip{Reason: "it belongs to no service, and neither runs the proxy nor names a service account", Drop: true}
 	}
-	svc := w.serviceOf(v)
 	addr, own, ports, skip := w.reach(v, svc)
 	if skip.Reason != "" {
-		w.skipped[arn] = skip
-		return
+		return nil, skip
 	}
 	if p.ServiceAccount == "" && proxied {
 		w.problem(arn, diag.ServiceAccountAbsent, "tag the task definition with "+w.cfg.TagPrefix+"service-account and deploy it again",
@@ -163,18 +128,11 @@ func (w *want) addTask(in Input, v inventory.TaskView) {
 	if proxied && own {
 		e.Metadata.Annotations[AnnotationHBONE] = AnnotationHBONEValue
 	}
-	w.workloads = append(w.workloads, workload{entry: e, arn: arn, addr: addr, own: own, scope: v.Account + "/" + v.Region, newest: v.Task.StartedAt.UnixNano()})
-}
-
-func (w *want) serviceOf(v inventory.TaskView) *service {
-	if v.Service == nil {
-		return nil
-	}
-	return w.byARN[v.Service.ARN]
+	return &workload{entry: e, arn: arn, addr: addr, own: own, scope: v.Account + "/" + v.Region, newest: v.Task.StartedAt.UnixNano()}, Skip{}
 }
 
 // workloadLabels returns the labels by which ServiceEntries select a task and by which Istio names it in telemetry.
-func (w *want) workloadLabels(v inventory.TaskView, svc *service) map[string]string {
+func (w *eval) workloadLabels(v inventory.TaskView, svc *service) map[string]string {
 	name := v.Definition.Family
 	if v.Service != nil {
 		name = v.Service.Name
@@ -202,54 +160,6 @@ func locality(v inventory.TaskView) string {
 		return v.Region
 	}
 	return v.Region + "/" + v.Task.AvailabilityZone
-}
-
-// settleAddresses lets only one task have an address of its own. Istio takes two silently and then picks either; AWS
-// gives one address to one task at a time, so the task that started last is the one that has it now.
-func (w *want) settleAddresses() {
-	type key struct {
-		network string
-		addr    netip.Addr
-	}
-	slices.SortFunc(w.workloads, func(a, b workload) int {
-		return cmp.Or(cmp.Compare(b.newest, a.newest), cmp.Compare(a.arn, b.arn))
-	})
-	owner := make(map[key]int, len(w.workloads))
-	kept := 0
-	for _, e := range w.workloads {
-		k := key{e.entry.Spec.Network, e.addr}
-		i, taken := owner[k]
-		if taken && e.own && w.workloads[i].own {
-			first := w.workloads[i]
-			w.problem(e.arn, diag.AddressConflict, "give overlapping VPCs networks of their own in the configuration",
-				"the task has the address %s that %s has too", e.addr, first.arn)
-			w.skipped[e.arn] = Skip{Reason: fmt.Sprintf("its address %s is that of %s", e.addr, first.arn), Drop: e.scope == first.scope}
-			continue
-		}
-		if !taken {
-			owner[k] = kept
-		}
-		w.workloads[kept] = e
-		kept++
-	}
-	w.workloads = w.workloads[:kept]
-}
-
-func (w *want) desired() Desired {
-	slices.SortFunc(w.workloads, func(a, b workload) int { return compareMeta(&a.entry.Metadata, &b.entry.Metadata) })
-	d := Desired{ServiceEntries: w.entries, Problems: w.problems, Skipped: w.skipped}
-	if len(w.workloads) > 0 {
-		d.WorkloadEntries = make([]WorkloadEntry, 0, len(w.workloads))
-	}
-	for _, e := range w.workloads {
-		d.WorkloadEntries = append(d.WorkloadEntries, *e.entry)
-	}
-	slices.SortFunc(d.ServiceEntries, func(a, b ServiceEntry) int { return compareMeta(&a.Metadata, &b.Metadata) })
-	slices.SortFunc(d.Problems, func(a, b Problem) int {
-		return cmp.Or(cmp.Compare(a.Object, b.Object), cmp.Compare(a.Code, b.Code), cmp.Compare(a.Cause, b.Cause))
-	})
-	d.Problems = slices.Compact(d.Problems)
-	return d
 }
 
 func compareMeta(a, b *ObjectMeta) int {

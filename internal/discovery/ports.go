@@ -19,7 +19,7 @@ const hbonePort = 15008
 
 // choosePorts returns a service's ports: those of the tag if there is one, else the TCP port mappings of all containers
 // but the proxy.
-func (w *want) choosePorts(s *service, v inventory.TaskView) []Port {
+func (w *eval) choosePorts(s *service, v inventory.TaskView) []Port {
 	if tag, from, ok := v.Tag(w.cfg.TagPrefix + "ports"); ok {
 		ports, err := parsePorts(tag)
 		if err == nil {
@@ -124,7 +124,7 @@ func uniqueNames(ports []Port) []Port {
 }
 
 // unitePorts returns the ports of services that share a host name. Where they differ the oldest service decides.
-func (w *want) unitePorts(group []*service) []Port {
+func (w *eval) unitePorts(group []*service) []Port {
 	var ports []Port
 	for _, s := range group {
 		for _, p := range s.ports {

@@ -1,7 +1,6 @@
 package discovery
 
 import (
-	"cmp"
 	"slices"
 	"strings"
 
@@ -11,7 +10,9 @@ import (
 
 // service is an ECS service on its way to a ServiceEntry.
 type service struct {
-	in        Input
+	account   string
+	region    string
+	domain    string
 	cluster   *inventory.Cluster
 	svc       *inventory.Service
 	namespace string
@@ -21,27 +22,21 @@ type service struct {
 	ports     []Port
 }
 
-// addService prepares a service: where it belongs, its host name and its ports.
-func (w *want) addService(in Input, c *inventory.ClusterView, svc *inventory.Service) {
+// service prepares a service: where it belongs, its host name and its ports. It is nil when a tag says that it belongs
+// nowhere, and it has no ports when there is a reason to skip it.
+func (w *eval) service(in Input, c *inventory.Cluster, svc *inventory.Service) (*service, Skip) {
 	// The view of a task that does not exist: it reads the service's tags, then those of the primary revision.
-	v := inventory.TaskView{Account: in.Snapshot.Account, Region: in.Snapshot.Region, Cluster: c.Cluster, Service: svc, Definition: in.Snapshot.Definitions[svc.TaskDefinition]}
+	v := inventory.TaskView{Account: in.Snapshot.Account, Region: in.Snapshot.Region, Cluster: c, Service: svc, Definition: in.Snapshot.Definitions[svc.TaskDefinition]}
 	tag, from, _ := v.Tag(w.cfg.TagPrefix + "namespace")
-	ns, err := w.cfg.namespace(in, c.Cluster, tag, from)
+	ns, err := w.cfg.namespace(in, c, tag, from)
 	if err != nil {
 		w.problem(svc.ARN, diag.TagInvalid, "correct the tag, or remove it", "%v", err)
-		w.skipped[svc.ARN] = Skip{Reason: err.Error()}
-		return
+		return nil, Skip{Reason: err.Error()}
 	}
-	s := &service{in: in, cluster: c.Cluster, svc: svc, namespace: ns}
-	if w.byARN == nil {
-		w.byARN = map[string]*service{}
-	}
-	w.byARN[svc.ARN] = s
-	w.services = append(w.services, s)
+	s := &service{account: in.Snapshot.Account, region: in.Snapshot.Region, domain: in.Domain, cluster: c, svc: svc, namespace: ns}
 	w.chooseHost(s, v)
 	if v.Definition == nil {
-		w.skipped[svc.ARN] = Skip{Reason: "its task definition could not be read"}
-		return
+		return s, Skip{Reason: "its task definition could not be read"}
 	}
 	if _, _, ok := v.Tag(w.cfg.TagPrefix + "service-account"); !ok && w.cfg.DefaultServiceAccount == "" {
 		w.problem(svc.ARN, diag.ServiceAccountAbsent, "tag the service or its task definition with "+w.cfg.TagPrefix+"service-account",
@@ -51,12 +46,13 @@ func (w *want) addService(in Input, c *inventory.ClusterView, svc *inventory.Ser
 	if len(s.ports) == 0 {
 		w.problem(svc.ARN, diag.ServiceWithoutPorts, "add port mappings to the container, or the tag "+w.cfg.TagPrefix+"ports to the service",
 			"no container of %s maps a TCP port", inventory.LastPart(svc.TaskDefinition))
-		w.skipped[svc.ARN] = Skip{Reason: "it has no ports", Drop: true}
+		return s, Skip{Reason: "it has no ports", Drop: true}
 	}
+	return s, Skip{}
 }
 
-func (w *want) chooseHost(s *service, v inventory.TaskView) {
-	s.host = strings.Join([]string{dnsLabel(s.svc.Name), dnsLabel(s.cluster.Name), s.in.Domain}, ".")
+func (w *eval) chooseHost(s *service, v inventory.TaskView) {
+	s.host = strings.Join([]string{dnsLabel(s.svc.Name), dnsLabel(s.cluster.Name), s.domain}, ".")
 	host, from, ok := v.Tag(w.cfg.TagPrefix + "hostname")
 	if !ok || host == "" {
 		return
@@ -69,72 +65,21 @@ func (w *want) chooseHost(s *service, v inventory.TaskView) {
 	s.host, s.tagged = host, true
 }
 
-// mergeHosts makes the ServiceEntries. Services of one namespace whose tags choose the same host name become one entry
-// that prefers near endpoints; the same default name twice is a clash, and the older service has it.
-func (w *want) mergeHosts() {
-	type key struct{ namespace, host string }
-	groups := map[key][]*service{}
-	for _, s := range w.services {
-		if len(s.ports) > 0 {
-			k := key{s.namespace, s.host}
-			groups[k] = append(groups[k], s)
-		}
-	}
-	names := map[string]string{}      // namespace/name -> host
-	namespaces := map[string]string{} // host -> namespace
-	keys := make([]key, 0, len(groups))
-	for k := range groups {
-		keys = append(keys, k)
-	}
-	slices.SortFunc(keys, func(a, b key) int { return cmp.Or(cmp.Compare(a.namespace, b.namespace), cmp.Compare(a.host, b.host)) })
-	for _, k := range keys {
-		group := groups[k]
-		slices.SortFunc(group, func(a, b *service) int {
-			return cmp.Or(a.svc.CreatedAt.Compare(b.svc.CreatedAt), cmp.Compare(a.svc.ARN, b.svc.ARN))
-		})
-		if other, ok := namespaces[k.host]; ok {
-			w.problem(group[0].svc.ARN, diag.HostConflict, "give the services one namespace, or host names of their own",
-				"host name %s is claimed in the namespaces %s and %s", k.host, other, k.namespace)
-		}
-		namespaces[k.host] = k.namespace
-		if !slices.ContainsFunc(group, func(s *service) bool { return s.tagged }) {
-			for _, loser := range group[1:] {
-				w.problem(loser.svc.ARN, diag.HostConflict, "choose another name with the tag "+w.cfg.TagPrefix+"hostname",
-					"host name %s is already that of %s", k.host, group[0].svc.ARN)
-				w.skipped[loser.svc.ARN] = Skip{Reason: "its host name belongs to " + group[0].svc.ARN, Drop: true}
-			}
-			group = group[:1]
-		} else {
-			for _, s := range group {
-				s.shared = true
-			}
-		}
-		e := w.entryOf(group)
-		if other, ok := names[e.Metadata.Namespace+"/"+e.Metadata.Name]; ok {
-			w.problem(group[0].svc.ARN, diag.HostConflict, "rename the service or the cluster", "its object name %s is also that of %s", e.Metadata.Name, other)
-			e.Metadata.Name = shorten(e.Metadata.Name, maxName-9) + "-" + digest(k.host)
-		}
-		names[e.Metadata.Namespace+"/"+e.Metadata.Name] = k.host
-		w.entries = append(w.entries, e)
-	}
-}
-
 // entryOf returns the ServiceEntry of one service, or of several that share a host name.
-func (w *want) entryOf(group []*service) ServiceEntry {
+func (w *eval) entryOf(group []*service) ServiceEntry {
 	first := group[0]
-	snap := first.in.Snapshot
 	e := ServiceEntry{
 		APIVersion: APIVersion, Kind: KindServiceEntry,
 		Metadata: ObjectMeta{
-			Name: objectName("ecs-service", snap.Account, snap.Region, first.cluster.Name, first.svc.Name), Namespace: first.namespace,
+			Name: objectName("ecs-service", first.account, first.region, first.cluster.Name, first.svc.Name), Namespace: first.namespace,
 			Annotations: map[string]string{},
 		},
 		Spec: ServiceEntrySpec{Hosts: []string{first.host}, Location: "MESH_INTERNAL", Resolution: "STATIC", Ports: w.unitePorts(group)},
 	}
-	e.Metadata.Labels = scopeLabels(snap.Account, snap.Region, first.cluster.Name)
+	e.Metadata.Labels = scopeLabels(first.account, first.region, first.cluster.Name)
 	e.Metadata.Labels[LabelService] = labelValue(first.svc.Name)
 	e.Spec.WorkloadSelector = &WorkloadSelector{Labels: map[string]string{
-		LabelService: labelValue(first.svc.Name), LabelCluster: labelValue(first.cluster.Name), LabelAccount: labelValue(snap.Account), LabelRegion: labelValue(snap.Region),
+		LabelService: labelValue(first.svc.Name), LabelCluster: labelValue(first.cluster.Name), LabelAccount: labelValue(first.account), LabelRegion: labelValue(first.region),
 	}}
 	if first.shared {
 		// The name must not depend on which services share the host at the moment: re-creating the entry changes its VIP.

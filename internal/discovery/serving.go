@@ -25,7 +25,7 @@ const labelProxy = "isthmus.dev/proxy"
 //
 // A container without a health check is always UNKNOWN to ECS, so only those that have one count. The deployment that a
 // task belongs to never counts: a task of an old deployment serves until ECS wants it stopped.
-func (w *want) serving(v inventory.TaskView) (Skip, bool) {
+func (w *eval) serving(v inventory.TaskView) (Skip, bool) {
 	t := v.Task
 	no := func(drop bool, format string, args ...any) (Skip, bool) {
 		return Skip{Reason: fmt.Sprintf(format, args...), Drop: drop}, false
@@ -97,7 +97,7 @@ func (c Config) proxied(v inventory.TaskView) bool {
 
 // reach says under which address and ports a task is reached: its own (awsvpc), or its host's (bridge and host mode),
 // where each published port may be another number.
-func (w *want) reach(v inventory.TaskView, svc *service) (addr netip.Addr, own bool, ports map[string]uint32, skip Skip) {
+func (w *eval) reach(v inventory.TaskView, svc *service) (addr netip.Addr, own bool, ports map[string]uint32, skip Skip) {
 	if addrs := v.Task.Addresses(); len(addrs) > 0 {
 		return addrs[0], true, nil, Skip{}
 	}

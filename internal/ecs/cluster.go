@@ -33,6 +33,7 @@ type clusterResult struct {
 	appeared    []string
 	hosts       map[string]string
 	clusterGone bool
+	keyed       bool // only what hints were about was read
 	err         error
 }
 
@@ -40,11 +41,7 @@ func isNotFound(err error) bool { return awsapi.IsNotFound(err) }
 
 // run looks at tasks, services and who belongs to whom. What fails keeps its previous state.
 func (c *clusterSweep) run(ctx context.Context) *clusterResult {
-	c.tasks, c.services, c.members = maps.Clone(c.prev.Tasks), maps.Clone(c.prev.Services), maps.Clone(c.prev.Members)
-	if c.tasks == nil {
-		c.tasks, c.services, c.members = map[string]*inventory.Task{}, map[string]*inventory.Service{}, map[string]string{}
-	}
-	c.gone, c.hosts = map[string]inventory.Evidence{}, map[string]string{}
+	c.begin()
 	err := c.readTasks(ctx)
 	if err == nil && (c.full || !c.prev.Complete || c.strangers()) {
 		err = c.readServices(ctx)
@@ -59,10 +56,26 @@ func (c *clusterSweep) run(ctx context.Context) *clusterResult {
 	if isNotFound(err) {
 		res.clusterGone, res.err = true, fmt.Errorf("%s: %w", c.prev.Cluster.Name, errClusterUnknown)
 	}
-	v := *c.prev
+	v := c.result()
 	if v.Complete, v.Err = res.err == nil, res.err; v.Complete {
 		v.CompleteSweeps++
 	}
+	res.view = v
+	return res
+}
+
+// begin takes over what was known before.
+func (c *clusterSweep) begin() {
+	c.tasks, c.services, c.members = maps.Clone(c.prev.Tasks), maps.Clone(c.prev.Services), maps.Clone(c.prev.Members)
+	if c.tasks == nil {
+		c.tasks, c.services, c.members = map[string]*inventory.Task{}, map[string]*inventory.Service{}, map[string]string{}
+	}
+	c.gone, c.hosts = map[string]inventory.Evidence{}, map[string]string{}
+}
+
+// result returns the view of what is known now. What did not change is shared with the view before.
+func (c *clusterSweep) result() *inventory.ClusterView {
+	v := *c.prev
 	if !maps.Equal(c.tasks, c.prev.Tasks) || v.Tasks == nil {
 		v.Tasks = c.tasks
 	}
@@ -72,8 +85,7 @@ func (c *clusterSweep) run(ctx context.Context) *clusterResult {
 	if !maps.Equal(c.members, c.prev.Members) || v.Members == nil {
 		v.Members = c.members
 	}
-	res.view = &v
-	return res
+	return &v
 }
 
 // readTasks reads the tasks that should run, and asks after those that were known and are no longer listed.

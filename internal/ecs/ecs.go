@@ -85,6 +85,7 @@ type SweepReport struct {
 	Account, Region string
 	Full            bool
 	Hot             bool // only clusters in which tasks are starting were looked at
+	Keyed           bool // only what hints were about was read
 	Complete        bool
 	Err             error
 	Took            time.Duration

@@ -44,8 +44,9 @@ const (
 type Reflector struct {
 	cfg Config
 
-	pub  atomic.Pointer[publication]
-	kick chan struct{}
+	pub    atomic.Pointer[publication]
+	kick   chan struct{}
+	hinted chan struct{} // holds one token while there are hints
 
 	sweeping sync.Mutex // one sweep at a time
 	state    *state     // guarded by sweeping
@@ -54,6 +55,9 @@ type Reflector struct {
 	mu       sync.Mutex
 	negative map[string]time.Time // task ids that were just not found; guarded by mu
 	expected map[string]bool      // ARNs to ask about; guarded by mu
+	hints    hints                // guarded by mu
+	// hintCount counts the tasks in hints; guarded by mu.
+	hintCount int
 }
 
 // publication is a snapshot and the channel that closes when the next one replaces it.
@@ -102,7 +106,7 @@ func New(cfg Config) (*Reflector, error) {
 		cfg.Now = time.Now
 	}
 	r := &Reflector{
-		cfg: cfg, kick: make(chan struct{}, 1), state: newState(),
+		cfg: cfg, kick: make(chan struct{}, 1), hinted: make(chan struct{}, 1), hints: hints{}, state: newState(),
 		lookups: rate.NewLimiter(lookupsPerSec, lookupBurst), negative: map[string]time.Time{}, expected: map[string]bool{},
 	}
 	r.pub.Store(&publication{snap: &inventory.Snapshot{Account: cfg.Account, Region: cfg.Region, Partition: cfg.Partition}, changed: make(chan struct{})})
@@ -145,13 +149,13 @@ func (r *Reflector) Run(ctx context.Context) error {
 	mode := sweepFull
 	for {
 		now := r.cfg.Now()
-		if mode == sweepHot && now.Sub(lastSweep) >= r.cfg.Interval {
+		if mode >= sweepHot && now.Sub(lastSweep) >= r.cfg.Interval {
 			mode = sweepTasks
 		}
 		if now.Sub(lastFull) >= r.cfg.FullInterval {
 			mode, lastFull = sweepFull, now
 		}
-		if mode != sweepHot {
+		if mode < sweepHot {
 			lastSweep = now
 		}
 		_, _ = r.sweep(ctx, mode) // reported and published
@@ -178,6 +182,8 @@ func (r *Reflector) pause(ctx context.Context) (sweepMode, bool) {
 		return mode, false
 	case <-r.kick:
 		return sweepTasks, true
+	case <-r.hinted:
+		return sweepKeyed, true
 	case <-timer.C:
 		return mode, true
 	}
@@ -220,6 +226,7 @@ const (
 	sweepTasks sweepMode = iota // the tasks of all clusters
 	sweepFull                   // clusters and services too
 	sweepHot                    // the tasks of clusters in which tasks are starting
+	sweepKeyed                  // what hints are about
 )
 
 // Sweep looks once and publishes what it saw. Full also reads clusters and services again. The returned error is that
@@ -240,19 +247,40 @@ func (r *Reflector) sweep(ctx context.Context, mode sweepMode) (*inventory.Snaps
 		mode = sweepFull
 	}
 	s := &sweep{cfg: &r.cfg, state: r.state, full: mode == sweepFull, now: start}
-	if mode == sweepHot {
+	asked := r.takeHints() // any other look at the same sees at least as much
+	switch mode {
+	case sweepHot:
 		s.only = hot(before, start)
-	} else {
+		for cluster := range asked {
+			s.only[cluster] = true
+		}
+	case sweepKeyed:
+		s.only, s.keys = map[string]bool{}, asked
+		for cluster := range asked {
+			s.only[cluster] = true
+		}
+	default:
 		s.expected = r.takeExpected()
 	}
+	if before.Sweeps == 0 {
+		s.early = r.publish
+	}
 	snap := s.run(ctx, before)
+	r.retryHints(asked, snap)
 	if ctx.Err() != nil {
 		return before, ctx.Err() // a half-done sweep of a dying process is nobody's business
 	}
+	r.publish(snap)
+	r.report(snap, before, mode, r.cfg.Now().Sub(start))
+	if mode == sweepKeyed && len(s.errs) > 0 {
+		r.Kick()
+	}
+	return snap, snap.Err
+}
+
+func (r *Reflector) publish(snap *inventory.Snapshot) {
 	old := r.pub.Swap(&publication{snap: snap, changed: make(chan struct{})})
 	close(old.changed)
-	r.report(snap, before, mode, r.cfg.Now().Sub(start))
-	return snap, snap.Err
 }
 
 func (r *Reflector) takeExpected() []string {
@@ -272,7 +300,7 @@ func (r *Reflector) report(snap, before *inventory.Snapshot, mode sweepMode, too
 	changed := snap.Version != before.Version
 	if r.cfg.Observe != nil {
 		r.cfg.Observe(SweepReport{
-			Account: snap.Account, Region: snap.Region, Full: mode == sweepFull, Hot: mode == sweepHot, Complete: snap.Complete, Err: snap.Err, Took: took,
+			Account: snap.Account, Region: snap.Region, Full: mode == sweepFull, Hot: mode == sweepHot, Keyed: mode == sweepKeyed, Complete: snap.Complete, Err: snap.Err, Took: took,
 			Clusters: len(snap.Clusters), Services: services, Tasks: tasks, Changed: changed,
 		})
 	}

@@ -43,6 +43,9 @@ type state struct {
 
 	gone      map[string]inventory.Evidence
 	goneOrder []string
+
+	// Since the last snapshot.
+	defsChanged, goneChanged bool
 }
 
 type definition struct {
@@ -67,7 +70,7 @@ func (st *state) forget(arn string, why inventory.Evidence) {
 	if _, ok := st.gone[arn]; !ok {
 		st.goneOrder = append(st.goneOrder, arn)
 	}
-	st.gone[arn] = why
+	st.gone[arn], st.goneChanged = why, true
 	for len(st.gone) > maxGone && len(st.goneOrder) > 0 {
 		delete(st.gone, st.goneOrder[0])
 		st.goneOrder = st.goneOrder[1:]
@@ -78,6 +81,7 @@ func (st *state) forget(arn string, why inventory.Evidence) {
 func (st *state) revive(arn string) {
 	if _, ok := st.gone[arn]; ok {
 		delete(st.gone, arn)
+		st.goneChanged = true
 		st.goneOrder = slices.DeleteFunc(st.goneOrder, func(s string) bool { return s == arn })
 	}
 }
@@ -89,7 +93,9 @@ type sweep struct {
 	full     bool
 	now      time.Time
 	only     map[string]bool // if not nil, the clusters to look at; the rest stays as it is
+	keys     hints           // if not nil, what to read of these
 	expected []string
+	early    func(*inventory.Snapshot) // if not nil, is given what is known before the clusters have been read
 
 	mu   sync.Mutex
 	errs []error // guarded by mu; what made the sweep incomplete
@@ -109,6 +115,13 @@ func (s *sweep) run(ctx context.Context, before *inventory.Snapshot) *inventory.
 	if s.full {
 		s.readClusters(ctx)
 	}
+	if s.early != nil && s.state.listErr == nil && ctx.Err() == nil {
+		// The first sweep of a large account takes long. Knowing its clusters is enough to look up a task in them.
+		s.errs = []error{errFirstSweep}
+		before = s.snapshot(before)
+		s.errs = nil
+		s.early(before)
+	}
 	if s.state.listErr != nil && s.only == nil {
 		s.fail(s.state.listErr)
 	}
@@ -122,12 +135,18 @@ func (s *sweep) run(ctx context.Context, before *inventory.Snapshot) *inventory.
 			continue
 		}
 		if s.now.Before(cs.after) {
-			s.fail(cs.view.Err)
+			if s.keys == nil {
+				s.fail(cs.view.Err)
+			}
 			continue
 		}
 		g.Go(func() error {
 			c := &clusterSweep{sweep: s, prev: cs.view}
-			results[i] = c.run(ctx)
+			if s.keys != nil {
+				results[i] = c.runKeyed(ctx, s.keys[arn])
+			} else {
+				results[i] = c.run(ctx)
+			}
 			return nil
 		})
 	}
@@ -274,19 +293,17 @@ func (s *sweep) dropCluster(arn string, cs *clusterState, why inventory.Evidence
 // settle takes over what the look at one cluster brought.
 func (s *sweep) settle(arn string, res *clusterResult) {
 	cs := s.state.clusters[arn]
+	if res.keyed {
+		s.settleKeyed(cs, res)
+		return
+	}
 	if !res.clusterGone {
 		cs.unknown = 0
 	} else if cs.unknown++; cs.unknown >= requiredSweeps {
 		s.dropCluster(arn, cs, inventory.ClusterGone)
 		return
 	}
-	for gone, why := range res.gone {
-		s.state.forget(gone, why)
-	}
-	for _, arn := range res.appeared {
-		s.state.revive(arn)
-	}
-	maps.Copy(s.state.hosts, res.hosts)
+	s.remember(res)
 	if res.err != nil {
 		cs.failures++
 		cs.after = s.now.Add(backoff(cs.failures))
@@ -297,34 +314,57 @@ func (s *sweep) settle(arn string, res *clusterResult) {
 	cs.view = res.view
 }
 
+// settleKeyed takes over what a look at some things of a cluster brought.
+func (s *sweep) settleKeyed(cs *clusterState, res *clusterResult) {
+	s.remember(res)
+	cs.view = res.view
+	if res.err != nil {
+		s.fail(res.err)
+	}
+}
+
+// remember takes over what a look says about things that went or came.
+func (s *sweep) remember(res *clusterResult) {
+	for gone, why := range res.gone {
+		s.state.forget(gone, why)
+	}
+	for _, arn := range res.appeared {
+		s.state.revive(arn)
+	}
+	maps.Copy(s.state.hosts, res.hosts)
+}
+
 // snapshot builds the snapshot to publish. Unchanged clusters share their maps with the one before.
 func (s *sweep) snapshot(before *inventory.Snapshot) *inventory.Snapshot {
 	snap := &inventory.Snapshot{
 		Account: before.Account, Region: before.Region, Partition: before.Partition,
-		Clusters: make(map[string]*inventory.ClusterView, len(s.state.clusters)), Definitions: map[string]*inventory.TaskDefinition{},
-		Sweeps: before.Sweeps + 1, CompleteSweeps: before.CompleteSweeps, SweptAt: before.SweptAt, Version: before.Version,
+		Clusters: make(map[string]*inventory.ClusterView, len(s.state.clusters)),
+		Sweeps:   before.Sweeps + 1, CompleteSweeps: before.CompleteSweeps, SweptAt: before.SweptAt, Version: before.Version,
 	}
 	changed := len(before.Clusters) != len(s.state.clusters)
 	for arn, cs := range s.state.clusters {
 		snap.Clusters[arn] = cs.view
 		old := before.Clusters[arn]
-		changed = changed || old == nil || !sameContent(old, cs.view)
+		changed = changed || old == nil || old != cs.view && !sameContent(old, cs.view)
 	}
-	for arn, d := range s.state.defs {
-		if d.def != nil {
-			snap.Definitions[arn] = d.def
+	snap.Definitions, snap.Gone = before.Definitions, before.Gone
+	if s.state.defsChanged {
+		snap.Definitions, s.state.defsChanged = map[string]*inventory.TaskDefinition{}, false
+		for arn, d := range s.state.defs {
+			if d.def != nil {
+				snap.Definitions[arn] = d.def
+			}
 		}
+		changed = changed || !maps.Equal(snap.Definitions, before.Definitions)
 	}
-	changed = changed || !maps.Equal(snap.Definitions, before.Definitions)
-	if maps.Equal(s.state.gone, before.Gone) {
-		snap.Gone = before.Gone
-	} else {
-		snap.Gone, changed = maps.Clone(s.state.gone), true
+	if s.state.goneChanged {
+		snap.Gone, s.state.goneChanged = maps.Clone(s.state.gone), false
+		changed = changed || !maps.Equal(snap.Gone, before.Gone)
 	}
 	if changed {
 		snap.Version++
 	}
-	if len(s.errs) == 0 && s.only != nil {
+	if (len(s.errs) == 0 || s.keys != nil) && s.only != nil {
 		snap.Complete, snap.Err = before.Complete, before.Err // a look at some clusters says nothing about the others
 		return snap
 	}
@@ -344,7 +384,10 @@ func (s *sweep) snapshot(before *inventory.Snapshot) *inventory.Snapshot {
 // again (a revision never changes, but its tags may), and drops those that nothing refers to.
 func (s *sweep) readDefinitions(ctx context.Context) {
 	users := map[string][]*clusterState{}
-	for _, cs := range s.state.clusters {
+	for arn, cs := range s.state.clusters {
+		if s.only != nil && !s.only[arn] {
+			continue // its definitions were read when it was looked at
+		}
 		for _, t := range cs.view.Tasks {
 			addUser(users, t.TaskDefinitionARN, cs)
 		}
@@ -352,7 +395,13 @@ func (s *sweep) readDefinitions(ctx context.Context) {
 			addUser(users, svc.TaskDefinition, cs)
 		}
 	}
-	maps.DeleteFunc(s.state.defs, func(arn string, _ *definition) bool { return users[arn] == nil })
+	if s.only == nil {
+		maps.DeleteFunc(s.state.defs, func(arn string, _ *definition) bool {
+			unused := users[arn] == nil
+			s.state.defsChanged = s.state.defsChanged || unused
+			return unused
+		})
+	}
 	var want, old []string
 	for arn := range users {
 		switch d := s.state.defs[arn]; {
@@ -384,7 +433,7 @@ func (s *sweep) readDefinitions(ctx context.Context) {
 			if old := s.state.defs[arn]; old != nil && reflect.DeepEqual(old.def, got[i]) {
 				got[i] = old.def
 			}
-			s.state.defs[arn] = &definition{def: got[i], read: s.now}
+			s.state.defs[arn], s.state.defsChanged = &definition{def: got[i], read: s.now}, true
 		case s.state.defs[arn] == nil:
 			s.fail(errs[i])
 			for _, cs := range users[arn] {
@@ -401,5 +450,7 @@ func addUser(users map[string][]*clusterState, arn string, cs *clusterState) {
 		users[arn] = append(users[arn], cs)
 	}
 }
+
+var errFirstSweep = errors.New("the first sweep has not ended yet")
 
 var errClusterUnknown = errors.New("ecs does not know the cluster")

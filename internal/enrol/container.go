@@ -166,11 +166,9 @@ func Diff(a, b Definition) []string {
 
 func toAny(d Definition) map[string]any {
 	m := map[string]any{}
-	task, err := Remove(Definition{Task: d.Task, Tags: d.Tags})
-	if err == nil && !Enrolled(d) {
-		m["task"] = dropEmpty(task.Task)
-	} else if t, err := clone(d.Task); err == nil {
-		m["task"] = dropEmpty(t)
+	if task, err := clone(d.Task); err == nil {
+		dropReadOnly(task)
+		m["task"] = dropEmpty(task)
 	}
 	tags := map[string]any{}
 	for k, v := range d.Tags {

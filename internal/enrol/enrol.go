@@ -115,9 +115,7 @@ func Remove(def Definition) (Definition, error) {
 	if err != nil {
 		return Definition{}, err
 	}
-	for _, k := range []string{"compatibilities", "deregisteredAt", "deleteRequestedAt", "registeredAt", "registeredBy", "requiresAttributes", "revision", "status", "taskDefinitionArn"} {
-		delete(task, k)
-	}
+	dropReadOnly(task)
 	all, err := containers(task)
 	if err != nil {
 		return Definition{}, err
@@ -168,20 +166,26 @@ func canonical(d Definition) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	for _, k := range []string{"compatibilities", "deregisteredAt", "deleteRequestedAt", "registeredAt", "registeredBy", "requiresAttributes", "revision", "status", "taskDefinitionArn"} {
-		delete(task, k)
-	}
+	dropReadOnly(task)
 	return json.MarshalIndent(map[string]any{"task": dropEmpty(task), "tags": d.Tags}, "", "  ")
 }
 
-// dropEmpty removes members that say nothing: the API answers with empty lists where none were sent.
+// dropReadOnly removes the members that the API adds on reading and refuses on registering.
+func dropReadOnly(task map[string]any) {
+	for _, k := range []string{"compatibilities", "deregisteredAt", "deleteRequestedAt", "registeredAt", "registeredBy", "requiresAttributes", "revision", "status", "taskDefinitionArn"} {
+		delete(task, k)
+	}
+}
+
+// dropEmpty removes members that say nothing: the API answers with empty lists where none were sent, and with cpu 0 for a
+// container that reserves none.
 func dropEmpty(v any) any {
 	switch t := v.(type) {
 	case map[string]any:
 		out := map[string]any{}
 		for k, x := range t {
 			x = dropEmpty(x)
-			if l, ok := x.([]any); ok && len(l) == 0 || x == nil {
+			if l, ok := x.([]any); ok && len(l) == 0 || x == nil || k == "cpu" && x == 0.0 {
 				continue
 			}
 			out[k] = x

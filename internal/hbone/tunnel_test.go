@@ -11,6 +11,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -402,9 +403,12 @@ func TestConnectionLost(t *testing.T) {
 func TestConnectOver(t *testing.T) {
 	t.Parallel()
 	carol := mesh.Identity{TrustDomain: "cluster.local", Namespace: "far", ServiceAccount: "carol"}
-	inner := newWorld(t, echo, options{})
-	carolCert := inner.ca.issue(t, carol)
-	inner.server.cfg.Certificate = func(context.Context) (Certificate, error) { return carolCert, nil }
+	var carolCert atomic.Pointer[Certificate]
+	inner := newWorld(t, echo, options{server: func(c *ServerConfig) {
+		c.Certificate = func(context.Context) (Certificate, error) { return *carolCert.Load(), nil }
+	}})
+	cert := inner.ca.issue(t, carol)
+	carolCert.Store(&cert)
 	gateway := newWorld(t, func(_ context.Context, ss *ServerStream) {
 		up, err := net.Dial("tcp", inner.addr.String())
 		if err != nil {

@@ -94,8 +94,16 @@ func (c Config) Render() ([]byte, error) {
 	}
 	sum := sha256.Sum256(text)
 	view := controllerView{Config: c, ConfigYAML: strings.TrimRight(string(text), "\n"), ConfigHash: hex.EncodeToString(sum[:8]), EnvList: sorted(c.Env)}
-	return execute("controller.yaml.tmpl", view)
+	definition, err := CRDs()
+	if err != nil {
+		return nil, err
+	}
+	rest, err := execute("controller.yaml.tmpl", view)
+	return append(definition, rest...), err
 }
+
+// CRDs returns the definition of ECSAccount as YAML, which Config.Render includes. It ends in a document separator.
+func CRDs() ([]byte, error) { return execute("ecsaccount.yaml.tmpl", nil) }
 
 func (c Config) validate() error {
 	var errs []error

@@ -13,7 +13,6 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/dynamic"
-	"k8s.io/client-go/restmapper"
 
 	"github.com/isthmus-mesh/isthmus/internal/diag"
 )
@@ -48,16 +47,9 @@ type ApplyOptions struct {
 	DryRun bool
 }
 
-// resource returns the client for an object's kind and namespace, asking discovery again once when the kind is unknown,
-// because its CRD may be younger than the cache.
+// resource returns the client for an object's kind and namespace.
 func (c *Client) resource(gvk schema.GroupVersionKind, namespace string) (dynamic.ResourceInterface, error) {
 	m, err := c.mapper.RESTMapping(gvk.GroupKind(), gvk.Version)
-	if meta.IsNoMatchError(err) {
-		if d, ok := c.mapper.(*restmapper.DeferredDiscoveryRESTMapper); ok {
-			d.Reset()
-			m, err = c.mapper.RESTMapping(gvk.GroupKind(), gvk.Version)
-		}
-	}
 	if err != nil {
 		return nil, fmt.Errorf("find kind %s: %w", gvk.GroupKind(), err)
 	}

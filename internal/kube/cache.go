@@ -7,9 +7,11 @@ import (
 	"log/slog"
 	"sync"
 	"time"
+	"unique"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/client-go/dynamic/dynamicinformer"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/tools/cache"
 )
 
@@ -23,6 +25,8 @@ type CacheConfig struct {
 	Selector string
 	// Field is a field selector such as metadata.name=x; empty selects everything.
 	Field string
+	// Track makes Take work.
+	Track bool
 }
 
 // Cache is a live, read-only copy of the objects of one kind, kept by list and watch.
@@ -30,11 +34,13 @@ type Cache struct {
 	cfg      CacheConfig
 	informer cache.SharedIndexInformer
 	log      *slog.Logger
+	handled  func() bool // whether all objects of the first list were noted
 	synced   chan struct{}
 
 	mu      sync.Mutex
-	changed chan struct{} // guarded by mu; closed and replaced at each change
-	lastErr error         // guarded by mu; the newest list or watch error, nil once synced
+	changed chan struct{}   // guarded by mu; closed and replaced at each change
+	dirty   map[string]bool // guarded by mu; keys of objects that changed since Take, if the cache tracks them
+	lastErr error           // guarded by mu; the newest list or watch error, nil once synced
 }
 
 // NewCache returns a Cache; Run must be called for it to fill.
@@ -42,13 +48,21 @@ func (c *Client) NewCache(cfg CacheConfig) (*Cache, error) {
 	if cfg.Kind.Resource == "" {
 		return nil, errors.New("kube: CacheConfig.Kind is required")
 	}
-	tweak := func(o *metav1.ListOptions) { o.LabelSelector, o.FieldSelector = cfg.Selector, cfg.Field }
-	informer := dynamicinformer.NewFilteredDynamicInformer(c.dyn, cfg.Kind, cfg.Namespace, 0, cache.Indexers{}, tweak).Informer()
+	res := c.dyn.Resource(cfg.Kind).Namespace(cfg.Namespace)
+	informer := cache.NewSharedIndexInformerWithOptions(cache.ToListWatcherWithWatchListSemantics(&cache.ListWatch{
+		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
+			o.LabelSelector, o.FieldSelector = cfg.Selector, cfg.Field
+			return res.List(ctx, o)
+		},
+		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
+			o.LabelSelector, o.FieldSelector = cfg.Selector, cfg.Field
+			return res.Watch(ctx, o)
+		},
+	}, c.dyn), &Object{}, cache.SharedIndexInformerOptions{ObjectDescription: cfg.Kind.String()})
 	k := &Cache{cfg: cfg, informer: informer, log: c.log, synced: make(chan struct{}), changed: make(chan struct{})}
-	// Managed fields are larger than the object itself and nobody reads them here.
 	if err := informer.SetTransform(func(v any) (any, error) {
 		if o, ok := v.(*Object); ok {
-			o.SetManagedFields(nil)
+			return Compact(o), nil
 		}
 		return v, nil
 	}); err != nil {
@@ -57,14 +71,18 @@ func (c *Client) NewCache(cfg CacheConfig) (*Cache, error) {
 	if err := informer.SetWatchErrorHandler(k.watchError); err != nil {
 		return nil, fmt.Errorf("cache %s: %w", cfg.Kind.Resource, err)
 	}
-	notify := func() { k.notify(nil) }
-	if _, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
-		AddFunc:    func(any) { notify() },
-		UpdateFunc: func(_, _ any) { notify() },
-		DeleteFunc: func(any) { notify() },
-	}); err != nil {
+	if cfg.Track {
+		k.dirty = map[string]bool{}
+	}
+	reg, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
+		AddFunc:    k.note,
+		UpdateFunc: func(_, v any) { k.note(v) },
+		DeleteFunc: k.note,
+	})
+	if err != nil {
 		return nil, fmt.Errorf("cache %s: %w", cfg.Kind.Resource, err)
 	}
+	k.handled = reg.HasSynced
 	return k, nil
 }
 
@@ -80,6 +98,40 @@ func (k *Cache) watchError(_ *cache.Reflector, err error) {
 	}
 }
 
+// note takes over that an object changed.
+func (k *Cache) note(v any) {
+	if k.cfg.Track {
+		if key, err := cache.DeletionHandlingMetaNamespaceKeyFunc(v); err == nil {
+			k.mu.Lock()
+			k.dirty[key] = true
+			k.mu.Unlock()
+		}
+	}
+	k.notify(nil)
+}
+
+// Name names an object of a Cache.
+type Name struct{ Namespace, Name string }
+
+// Take returns the objects that changed since the last Take, nil for those that are gone. The first Take after Synced
+// returns everything. It works for one taker, and only with CacheConfig.Track.
+func (k *Cache) Take() map[Name]*Object {
+	k.mu.Lock()
+	dirty := k.dirty
+	if k.cfg.Track {
+		k.dirty = map[string]bool{}
+	}
+	k.mu.Unlock()
+	out := make(map[Name]*Object, len(dirty))
+	for key := range dirty {
+		namespace, name, err := cache.SplitMetaNamespaceKey(key)
+		if err == nil {
+			out[Name{namespace, name}] = k.Get(namespace, name)
+		}
+	}
+	return out
+}
+
 func (k *Cache) notify(err error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -92,7 +144,7 @@ func (k *Cache) notify(err error) {
 func (k *Cache) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		if cache.WaitForCacheSync(ctx.Done(), k.informer.HasSynced) {
+		if cache.WaitForCacheSync(ctx.Done(), k.handled) {
 			close(k.synced)
 			k.notify(nil)
 		}
@@ -162,4 +214,32 @@ func (k *Cache) List() []*Object {
 		}
 	}
 	return out
+}
+
+// Compact makes an object smaller, as a Cache keeps it: without managed fields, which are larger than all the rest, and
+// with strings that objects share. It changes the object and returns it.
+func Compact(o *Object) *Object {
+	o.SetManagedFields(nil)
+	o.Object, _ = shared(o.Object).(map[string]any)
+	return o
+}
+
+// shared returns the value with each of its strings replaced by the one copy of it that all caches share: field names,
+// labels and most values are the same in thousands of objects.
+func shared(v any) any {
+	switch x := v.(type) {
+	case string:
+		return unique.Make(x).Value()
+	case map[string]any:
+		out := make(map[string]any, len(x))
+		for k, e := range x {
+			out[unique.Make(k).Value()] = shared(e)
+		}
+		return out
+	case []any:
+		for i := range x {
+			x[i] = shared(x[i])
+		}
+	}
+	return v
 }

@@ -8,9 +8,9 @@ import (
 	"strings"
 	"time"
 
-	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 )
 
 // maxEventMessage is the API server's own bound.
@@ -39,29 +39,34 @@ func (c *Client) Report(ctx context.Context, e Event, now time.Time) error {
 			namespace = e.About.GetName()
 		}
 	}
-	kind := corev1.EventTypeNormal
+	kind := "Normal"
 	if e.Warning {
-		kind = corev1.EventTypeWarning
+		kind = "Warning"
 	}
 	message := e.Message
 	if len(message) > maxEventMessage {
 		message = strings.ToValidUTF8(message[:maxEventMessage-4], "") + " ..."
 	}
-	stamp := metav1.NewTime(now)
+	stamp := now.UTC().Format(time.RFC3339)
 	sum := sha256.Sum256([]byte(strings.Join([]string{e.About.GetKind(), e.About.GetName(), string(e.About.GetUID()), kind, e.Reason, message}, "\x00")))
 	name := strings.ToLower(e.About.GetName())
 	if len(name) > 200 {
 		name = strings.TrimRight(name[:200], ".-")
 	}
-	ev := &corev1.Event{
-		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name + "." + hex.EncodeToString(sum[:8])},
-		InvolvedObject: corev1.ObjectReference{
-			APIVersion: e.About.GetAPIVersion(), Kind: e.About.GetKind(), Namespace: e.About.GetNamespace(), Name: e.About.GetName(), UID: e.About.GetUID(),
-		},
-		Reason: e.Reason, Message: message, Type: kind, Count: 1, FirstTimestamp: stamp, LastTimestamp: stamp,
-		Source: corev1.EventSource{Component: FieldManager}, ReportingController: FieldManager,
+	about := map[string]any{"apiVersion": e.About.GetAPIVersion(), "kind": e.About.GetKind(), "name": e.About.GetName()}
+	if ns := e.About.GetNamespace(); ns != "" {
+		about["namespace"] = ns
 	}
-	events := c.core.CoreV1().Events(namespace)
+	if uid := e.About.GetUID(); uid != "" {
+		about["uid"] = string(uid)
+	}
+	ev := &Object{Object: map[string]any{
+		"apiVersion": "v1", "kind": "Event",
+		"metadata":       map[string]any{"namespace": namespace, "name": name + "." + hex.EncodeToString(sum[:8])},
+		"involvedObject": about, "reason": e.Reason, "message": message, "type": kind, "count": int64(1),
+		"firstTimestamp": stamp, "lastTimestamp": stamp, "source": map[string]any{"component": FieldManager}, "reportingComponent": FieldManager,
+	}}
+	events := c.dyn.Resource(Events).Namespace(namespace)
 	_, err := events.Create(ctx, ev, metav1.CreateOptions{})
 	if !apierrors.IsAlreadyExists(err) {
 		if err != nil {
@@ -69,12 +74,12 @@ func (c *Client) Report(ctx context.Context, e Event, now time.Time) error {
 		}
 		return nil
 	}
-	have, err := events.Get(ctx, ev.Name, metav1.GetOptions{})
+	have, err := events.Get(ctx, ev.GetName(), metav1.GetOptions{})
 	if err != nil {
 		return fmt.Errorf("report %s on %s: %w", e.Reason, Ref(e.About), err)
 	}
-	have.Count++
-	have.LastTimestamp = stamp
+	count, _, _ := unstructured.NestedInt64(have.Object, "count")
+	have.Object["count"], have.Object["lastTimestamp"] = count+1, stamp
 	if _, err := events.Update(ctx, have, metav1.UpdateOptions{}); err != nil && !apierrors.IsConflict(err) {
 		return fmt.Errorf("report %s on %s: %w", e.Reason, Ref(e.About), err)
 	}

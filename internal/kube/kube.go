@@ -1,5 +1,8 @@
 // Package kube is how Isthmus speaks to Kubernetes, and the only package that imports client-go.
 //
+// It uses none of client-go's typed clients: they, their discovery and their leader election link every API type of
+// Kubernetes, which is half of a program's size.
+//
 // Objects travel as Object, the decoded JSON that the API serves; a Cache is a live copy of one kind; every write is a
 // server-side apply by the field manager isthmus-controller that is skipped when it would change nothing. What a
 // controller needs (leases, events, tokens, Gateway status) and what the command line needs (apply a file, exec,
@@ -17,12 +20,12 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/client-go/discovery/cached/memory"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/serializer"
 	"k8s.io/client-go/dynamic"
-	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
-	"k8s.io/client-go/restmapper"
 	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/client-go/util/flowcontrol"
 	"k8s.io/klog/v2"
 
 	"github.com/isthmus-mesh/isthmus/internal/diag"
@@ -76,11 +79,11 @@ type Config struct {
 
 // Client is a connection to one Kubernetes cluster. It is safe for concurrent use.
 type Client struct {
-	rest      *rest.Config // nil in tests with fake clients
-	namespace string       // of the kubeconfig context
-	core      kubernetes.Interface
+	rest      *rest.Config   // nil in tests with fake clients
+	namespace string         // of the kubeconfig context
+	api       rest.Interface // of paths rather than objects; nil in tests with fake clients
 	dyn       dynamic.Interface
-	mapper    meta.RESTMapper
+	mapper    Mapper
 	timeout   time.Duration
 	parallel  int
 	log       *slog.Logger
@@ -105,16 +108,22 @@ func New(cfg Config) (*Client, error) {
 	}
 	// Warnings of the API server belong in our log, not on the process's standard error.
 	restCfg.WarningHandlerWithContext = warnings{cfg.Log}
-	core, err := kubernetes.NewForConfig(restCfg)
-	if err != nil {
-		return nil, diag.Wrap(diag.KubeUnreachable, fmt.Errorf("make client: %w", err))
-	}
+	// One limit for both clients below.
+	restCfg.RateLimiter = flowcontrol.NewTokenBucketRateLimiter(restCfg.QPS, restCfg.Burst)
 	dyn, err := dynamic.NewForConfig(restCfg)
 	if err != nil {
 		return nil, diag.Wrap(diag.KubeUnreachable, fmt.Errorf("make client: %w", err))
 	}
-	mapper := restmapper.NewDeferredDiscoveryRESTMapper(memory.NewMemCacheClient(core.Discovery()))
-	c := NewForClients(core, dyn, mapper, cfg.Log)
+	raw := rest.CopyConfig(restCfg)
+	scheme := runtime.NewScheme()
+	metav1.AddToGroupVersion(scheme, Namespaces.GroupVersion())
+	raw.NegotiatedSerializer = serializer.NewCodecFactory(scheme).WithoutConversion()
+	api, err := rest.UnversionedRESTClientFor(raw)
+	if err != nil {
+		return nil, diag.Wrap(diag.KubeUnreachable, fmt.Errorf("make client: %w", err))
+	}
+	c := NewForClients(dyn, newKinds(api), cfg.Log)
+	c.api = api
 	c.rest, c.namespace = restCfg, namespace
 	if cfg.Timeout > 0 {
 		c.timeout = cfg.Timeout
@@ -125,12 +134,11 @@ func New(cfg Config) (*Client, error) {
 	return c, nil
 }
 
-// NewForClients returns a Client over clients that exist already, as kubetest does with fakes. Exec, port-forward and
-// Ready need a real connection and return an error.
-func NewForClients(core kubernetes.Interface, dyn dynamic.Interface, mapper meta.RESTMapper, log *slog.Logger) *Client {
+// NewForClients returns a Client over clients that exist already, as kubetest does with fakes. Exec, port-forward,
+// logs and Ready need a real connection and return an error.
+func NewForClients(dyn dynamic.Interface, mapper Mapper, log *slog.Logger) *Client {
 	return &Client{
-		namespace: metav1.NamespaceDefault,
-		core:      core, dyn: dyn, mapper: mapper, log: log,
+		namespace: metav1.NamespaceDefault, dyn: dyn, mapper: mapper, log: log,
 		timeout: 30 * time.Second, parallel: defaultApplyParallel,
 	}
 }
@@ -182,7 +190,7 @@ func (c *Client) Ready(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
-	if _, err := c.core.Discovery().RESTClient().Get().AbsPath("/readyz").DoRaw(ctx); err != nil {
+	if _, err := c.api.Get().AbsPath("/readyz").DoRaw(ctx); err != nil {
 		return Explain(fmt.Errorf("ask %s whether it is ready: %w", c.rest.Host, err))
 	}
 	return nil

@@ -36,6 +36,9 @@ var (
 	Events          = Kind{Version: "v1", Resource: "events"}
 	Pods            = Kind{Version: "v1", Resource: "pods"}
 	Deployments     = Kind{Group: "apps", Version: "v1", Resource: "deployments"}
+	Leases          = Kind{Group: "coordination.k8s.io", Version: "v1", Resource: "leases"}
+	ECSAccounts     = Kind{Group: "isthmus.dev", Version: "v1alpha1", Resource: "ecsaccounts"}
+	TokenReviews    = Kind{Group: "authentication.k8s.io", Version: "v1", Resource: "tokenreviews"}
 )
 
 // maxDocument bounds one YAML document, as the API server bounds one request.

@@ -12,10 +12,9 @@ import (
 	"sync"
 	"time"
 
-	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/api/validation/path"
 	"k8s.io/apimachinery/pkg/util/httpstream"
-	"k8s.io/client-go/kubernetes/scheme"
+	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/portforward"
 	"k8s.io/client-go/tools/remotecommand"
 	"k8s.io/client-go/transport/spdy"
@@ -39,30 +38,55 @@ type Pod struct {
 
 // ListPods returns the pods that the selector selects; namespace "" means all namespaces.
 func (c *Client) ListPods(ctx context.Context, namespace, selector string) ([]Pod, error) {
-	ctx, cancel := context.WithTimeout(ctx, c.timeout)
-	defer cancel()
-	list, err := c.core.CoreV1().Pods(namespace).List(ctx, metav1.ListOptions{LabelSelector: selector})
+	list, err := c.List(ctx, Pods, namespace, selector)
 	if err != nil {
-		return nil, Explain(fmt.Errorf("list pods: %w", err))
+		return nil, Explain(err)
 	}
-	out := make([]Pod, 0, len(list.Items))
-	for i := range list.Items {
-		out = append(out, podOf(&list.Items[i]))
+	out := make([]Pod, 0, len(list))
+	for _, o := range list {
+		p, err := podOf(o)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, p)
 	}
 	return out, nil
 }
 
-func podOf(p *corev1.Pod) Pod {
-	out := Pod{Namespace: p.Namespace, Name: p.Name, Node: p.Spec.NodeName, IP: p.Status.PodIP, Phase: string(p.Status.Phase), Labels: p.Labels}
+func podOf(o *Object) (Pod, error) {
+	var p struct {
+		Spec struct {
+			NodeName   string
+			Containers []struct{ Name string }
+		}
+		Status struct {
+			Phase, PodIP string
+			Conditions   []struct{ Type, Status string }
+		}
+	}
+	if err := Decode(o, &p); err != nil {
+		return Pod{}, err
+	}
+	out := Pod{Namespace: o.GetNamespace(), Name: o.GetName(), Node: p.Spec.NodeName, IP: p.Status.PodIP, Phase: p.Status.Phase, Labels: o.GetLabels()}
 	for _, ct := range p.Spec.Containers {
 		out.Containers = append(out.Containers, ct.Name)
 	}
 	for _, cond := range p.Status.Conditions {
-		if cond.Type == corev1.PodReady {
-			out.Ready = cond.Status == corev1.ConditionTrue && p.DeletionTimestamp == nil
+		if cond.Type == "Ready" {
+			out.Ready = cond.Status == "True" && o.GetDeletionTimestamp() == nil
 		}
 	}
-	return out
+	return out, nil
+}
+
+// ofPod makes a request of a pod's subresource. Names that are no path segment would reach another path.
+func (c *Client) ofPod(req func() *rest.Request, namespace, pod, sub string) (*rest.Request, error) {
+	for _, s := range []string{namespace, pod} {
+		if why := path.IsValidPathSegmentName(s); s == "" || len(why) > 0 {
+			return nil, fmt.Errorf("%q is not the name of a pod or namespace", s)
+		}
+	}
+	return req().AbsPath("/api/v1/namespaces", namespace, "pods", pod, sub), nil
 }
 
 // ExecSpec is a command to run in a container of a pod.
@@ -94,10 +118,22 @@ func (c *Client) Exec(ctx context.Context, spec ExecSpec) (int, error) {
 	if stderr == nil {
 		stderr = io.Discard
 	}
-	req := c.core.CoreV1().RESTClient().Post().Resource("pods").Namespace(spec.Namespace).Name(spec.Pod).SubResource("exec").
-		VersionedParams(&corev1.PodExecOptions{
-			Container: spec.Container, Command: spec.Command, Stdin: spec.Stdin != nil, Stdout: true, Stderr: !spec.TTY, TTY: spec.TTY,
-		}, scheme.ParameterCodec)
+	req, err := c.ofPod(c.api.Post, spec.Namespace, spec.Pod, "exec")
+	if err != nil {
+		return 0, fmt.Errorf("exec: %w", err)
+	}
+	req.Param("stdout", "true")
+	for name, set := range map[string]bool{"stdin": spec.Stdin != nil, "stderr": !spec.TTY, "tty": spec.TTY} {
+		if set {
+			req.Param(name, "true")
+		}
+	}
+	if spec.Container != "" {
+		req.Param("container", spec.Container)
+	}
+	for _, word := range spec.Command {
+		req.Param("command", word)
+	}
 	executor, err := c.executor(req.URL())
 	if err != nil {
 		return 0, Explain(fmt.Errorf("exec in pod %s/%s: %w", spec.Namespace, spec.Pod, err))
@@ -170,15 +206,26 @@ type LogSpec struct {
 
 // Logs copies a container's log to w, until its end, or with Follow until ctx ends.
 func (c *Client) Logs(ctx context.Context, spec LogSpec, w io.Writer) error {
-	opt := &corev1.PodLogOptions{Container: spec.Container, Follow: spec.Follow}
+	if c.rest == nil {
+		return errNoConnection
+	}
+	req, err := c.ofPod(c.api.Get, spec.Namespace, spec.Pod, "log")
+	if err != nil {
+		return fmt.Errorf("read log: %w", err)
+	}
+	if spec.Container != "" {
+		req.Param("container", spec.Container)
+	}
+	if spec.Follow {
+		req.Param("follow", "true")
+	}
 	if spec.Tail >= 0 {
-		opt.TailLines = &spec.Tail
+		req.Param("tailLines", strconv.FormatInt(spec.Tail, 10))
 	}
 	if spec.Since > 0 {
-		seconds := int64(spec.Since / time.Second)
-		opt.SinceSeconds = &seconds
+		req.Param("sinceSeconds", strconv.FormatInt(int64(spec.Since/time.Second), 10))
 	}
-	stream, err := c.core.CoreV1().Pods(spec.Namespace).GetLogs(spec.Pod, opt).Stream(ctx)
+	stream, err := req.Stream(ctx)
 	if err != nil {
 		return Explain(fmt.Errorf("read log of pod %s/%s: %w", spec.Namespace, spec.Pod, err))
 	}
@@ -195,7 +242,11 @@ func (c *Client) Dial(ctx context.Context, namespace, pod string, port uint16) (
 	if c.rest == nil {
 		return nil, errNoConnection
 	}
-	u := c.core.CoreV1().RESTClient().Post().Resource("pods").Namespace(namespace).Name(pod).SubResource("portforward").URL()
+	req, err := c.ofPod(c.api.Post, namespace, pod, "portforward")
+	if err != nil {
+		return nil, fmt.Errorf("port-forward: %w", err)
+	}
+	u := req.URL()
 	transport, upgrader, err := spdy.RoundTripperFor(c.rest)
 	if err != nil {
 		return nil, fmt.Errorf("port-forward to %s/%s: %w", namespace, pod, err)
@@ -235,15 +286,15 @@ type forwarded struct {
 
 func newForwarded(conn httpstream.Connection, pod string, port uint16) (*forwarded, error) {
 	headers := http.Header{}
-	headers.Set(corev1.StreamType, corev1.StreamTypeError)
-	headers.Set(corev1.PortHeader, strconv.Itoa(int(port)))
-	headers.Set(corev1.PortForwardRequestIDHeader, "0")
+	headers.Set("streamType", "error")
+	headers.Set("port", strconv.Itoa(int(port)))
+	headers.Set("requestID", "0")
 	errs, err := conn.CreateStream(headers)
 	if err != nil {
 		return nil, fmt.Errorf("open error stream: %w", err)
 	}
 	_ = errs.Close() // we never write to it
-	headers.Set(corev1.StreamType, corev1.StreamTypeData)
+	headers.Set("streamType", "data")
 	data, err := conn.CreateStream(headers)
 	if err != nil {
 		return nil, fmt.Errorf("open data stream: %w", err)

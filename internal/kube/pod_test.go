@@ -213,7 +213,7 @@ func TestDialPod(t *testing.T) {
 }
 
 func TestStreamsNeedAConnection(t *testing.T) {
-	c := kube.NewForClients(nil, nil, nil, slog.New(slog.DiscardHandler))
+	c := kube.NewForClients(nil, nil, slog.New(slog.DiscardHandler))
 	if _, err := c.Exec(t.Context(), kube.ExecSpec{}); err == nil {
 		t.Error("Exec worked without a connection")
 	}

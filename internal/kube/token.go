@@ -6,10 +6,9 @@ import (
 	"fmt"
 	"time"
 
-	authv1 "k8s.io/api/authentication/v1"
-	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 )
 
 // ServiceAccount is what the broker needs to know of a Kubernetes service account.
@@ -25,11 +24,11 @@ type ServiceAccount struct {
 func (c *Client) ServiceAccount(ctx context.Context, namespace, name string) (ServiceAccount, error) {
 	ctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
-	sa, err := c.core.CoreV1().ServiceAccounts(namespace).Get(ctx, name, metav1.GetOptions{})
+	sa, err := c.dyn.Resource(ServiceAccounts).Namespace(namespace).Get(ctx, name, metav1.GetOptions{})
 	if err != nil {
 		return ServiceAccount{}, fmt.Errorf("get service account %s/%s: %w", namespace, name, err)
 	}
-	return ServiceAccount{Namespace: namespace, Name: name, RoleARN: sa.Annotations[RoleAnnotation]}, nil
+	return ServiceAccount{Namespace: namespace, Name: name, RoleARN: sa.GetAnnotations()[RoleAnnotation]}, nil
 }
 
 // TokenSpec describes a service account token that lives as long as a Secret does.
@@ -63,33 +62,43 @@ func (c *Client) IssueToken(ctx context.Context, spec TokenSpec) (Token, error) 
 	if err != nil {
 		return Token{}, err
 	}
-	seconds := int64(max(spec.TTL, minTokenLifetime) / time.Second)
-	req := &authv1.TokenRequest{Spec: authv1.TokenRequestSpec{
-		Audiences:         []string{istioTokenAudience},
-		ExpirationSeconds: &seconds,
-		BoundObjectRef:    &authv1.BoundObjectReference{APIVersion: "v1", Kind: "Secret", Name: secret.Name, UID: secret.UID},
+	return c.requestToken(ctx, spec.Namespace, spec.ServiceAccount, map[string]any{
+		"audiences":         []any{istioTokenAudience},
+		"expirationSeconds": int64(max(spec.TTL, minTokenLifetime) / time.Second),
+		"boundObjectRef":    map[string]any{"apiVersion": "v1", "kind": "Secret", "name": secret.GetName(), "uid": string(secret.GetUID())},
+	})
+}
+
+// requestToken makes a TokenRequest for a service account.
+func (c *Client) requestToken(ctx context.Context, namespace, name string, spec map[string]any) (Token, error) {
+	req := &Object{Object: map[string]any{
+		"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest",
+		"metadata": map[string]any{"name": name, "namespace": namespace}, "spec": spec,
 	}}
-	got, err := c.core.CoreV1().ServiceAccounts(spec.Namespace).CreateToken(ctx, spec.ServiceAccount, req, metav1.CreateOptions{})
+	got, err := c.dyn.Resource(ServiceAccounts).Namespace(namespace).Create(ctx, req, metav1.CreateOptions{}, "token")
 	if err != nil {
-		return Token{}, fmt.Errorf("request token of %s/%s: %w", spec.Namespace, spec.ServiceAccount, err)
+		return Token{}, fmt.Errorf("request token of %s/%s: %w", namespace, name, err)
 	}
-	if got.Status.Token == "" {
-		return Token{}, fmt.Errorf("request token of %s/%s: empty answer", spec.Namespace, spec.ServiceAccount)
+	token, _, _ := unstructured.NestedString(got.Object, "status", "token")
+	if token == "" {
+		return Token{}, fmt.Errorf("request token of %s/%s: empty answer", namespace, name)
 	}
-	return Token{Value: got.Status.Token, Expiration: got.Status.ExpirationTimestamp.Time}, nil
+	text, _, _ := unstructured.NestedString(got.Object, "status", "expirationTimestamp")
+	expires, err := time.Parse(time.RFC3339, text)
+	if err != nil {
+		return Token{}, fmt.Errorf("request token of %s/%s: expiration: %w", namespace, name, err)
+	}
+	return Token{Value: token, Expiration: expires}, nil
 }
 
 // taskSecret returns the Secret that a task's tokens are bound to. The Secret is empty: its life is its only content.
-func (c *Client) taskSecret(ctx context.Context, spec TokenSpec) (*corev1.Secret, error) {
-	secrets := c.core.CoreV1().Secrets(spec.Namespace)
-	want := &corev1.Secret{
-		ObjectMeta: metav1.ObjectMeta{
-			Name: spec.Secret, Namespace: spec.Namespace,
-			Labels:      map[string]string{ManagedByLabel: ManagedByValue, TaskIDLabel: spec.TaskID},
-			Annotations: map[string]string{TaskARNAnnotation: spec.TaskARN},
-		},
-		Type: "isthmus.dev/task",
-	}
+func (c *Client) taskSecret(ctx context.Context, spec TokenSpec) (*Object, error) {
+	secrets := c.dyn.Resource(Secrets).Namespace(spec.Namespace)
+	want := &Object{Object: map[string]any{"apiVersion": "v1", "kind": "Secret", "type": "isthmus.dev/task"}}
+	want.SetName(spec.Secret)
+	want.SetNamespace(spec.Namespace)
+	want.SetLabels(map[string]string{ManagedByLabel: ManagedByValue, TaskIDLabel: spec.TaskID})
+	want.SetAnnotations(map[string]string{TaskARNAnnotation: spec.TaskARN})
 	made, err := secrets.Create(ctx, want, metav1.CreateOptions{FieldManager: FieldManager})
 	if err == nil {
 		return made, nil
@@ -102,10 +111,10 @@ func (c *Client) taskSecret(ctx context.Context, spec TokenSpec) (*corev1.Secret
 		return nil, fmt.Errorf("get secret %s/%s: %w", spec.Namespace, spec.Secret, err)
 	}
 	// Somebody else's Secret of that name must not decide how long our tokens live.
-	if have.Labels[ManagedByLabel] != ManagedByValue || have.Annotations[TaskARNAnnotation] != spec.TaskARN {
+	if have.GetLabels()[ManagedByLabel] != ManagedByValue || have.GetAnnotations()[TaskARNAnnotation] != spec.TaskARN {
 		return nil, fmt.Errorf("secret %s/%s belongs to something else", spec.Namespace, spec.Secret)
 	}
-	if have.DeletionTimestamp != nil {
+	if have.GetDeletionTimestamp() != nil {
 		return nil, fmt.Errorf("secret %s/%s is being deleted", spec.Namespace, spec.Secret)
 	}
 	return have, nil
@@ -150,7 +159,7 @@ func (c *Client) taskSecretsIn(ctx context.Context, namespace string) ([]TaskSec
 	opt := metav1.ListOptions{LabelSelector: ManagedByLabel + "=" + ManagedByValue + "," + TaskIDLabel, Limit: 500}
 	for {
 		page, cancel := context.WithTimeout(ctx, c.timeout)
-		list, err := c.core.CoreV1().Secrets(namespace).List(page, opt)
+		list, err := c.dyn.Resource(Secrets).Namespace(namespace).List(page, opt)
 		cancel()
 		if err != nil {
 			return nil, fmt.Errorf("list secrets of tasks: %w", err)
@@ -158,11 +167,11 @@ func (c *Client) taskSecretsIn(ctx context.Context, namespace string) ([]TaskSec
 		for i := range list.Items {
 			s := &list.Items[i]
 			out = append(out, TaskSecret{
-				Namespace: s.Namespace, Name: s.Name, TaskID: s.Labels[TaskIDLabel],
-				TaskARN: s.Annotations[TaskARNAnnotation], Created: s.CreationTimestamp.Time,
+				Namespace: s.GetNamespace(), Name: s.GetName(), TaskID: s.GetLabels()[TaskIDLabel],
+				TaskARN: s.GetAnnotations()[TaskARNAnnotation], Created: s.GetCreationTimestamp().Time,
 			})
 		}
-		if opt.Continue = list.Continue; opt.Continue == "" {
+		if opt.Continue = list.GetContinue(); opt.Continue == "" {
 			return out, nil
 		}
 	}
@@ -172,7 +181,7 @@ func (c *Client) taskSecretsIn(ctx context.Context, namespace string) ([]TaskSec
 func (c *Client) RevokeTask(ctx context.Context, s TaskSecret) error {
 	ctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
-	err := c.core.CoreV1().Secrets(s.Namespace).Delete(ctx, s.Name, metav1.DeleteOptions{})
+	err := c.dyn.Resource(Secrets).Namespace(s.Namespace).Delete(ctx, s.Name, metav1.DeleteOptions{})
 	if err != nil && !apierrors.IsNotFound(err) {
 		return fmt.Errorf("delete secret %s/%s: %w", s.Namespace, s.Name, err)
 	}
@@ -183,23 +192,28 @@ func (c *Client) RevokeTask(ctx context.Context, s TaskSecret) error {
 func (c *Client) ReviewToken(ctx context.Context, token string) (user string, ok bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
-	review := &authv1.TokenReview{Spec: authv1.TokenReviewSpec{Token: token, Audiences: []string{istioTokenAudience}}}
-	got, err := c.core.AuthenticationV1().TokenReviews().Create(ctx, review, metav1.CreateOptions{})
+	review := &Object{Object: map[string]any{
+		"apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview",
+		"spec": map[string]any{"token": token, "audiences": []any{istioTokenAudience}},
+	}}
+	got, err := c.dyn.Resource(TokenReviews).Create(ctx, review, metav1.CreateOptions{})
 	if err != nil {
 		return "", false, fmt.Errorf("review token: %w", err)
 	}
-	return got.Status.User.Username, got.Status.Authenticated, nil
+	user, _, _ = unstructured.NestedString(got.Object, "status", "user", "username")
+	ok, _, _ = unstructured.NestedBool(got.Object, "status", "authenticated")
+	return user, ok, nil
 }
 
 // RootCertificates returns the mesh root that istiod publishes in every namespace, as PEM.
 func (c *Client) RootCertificates(ctx context.Context, namespace string) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
-	cm, err := c.core.CoreV1().ConfigMaps(namespace).Get(ctx, RootCertConfigMap, metav1.GetOptions{})
+	cm, err := c.dyn.Resource(ConfigMaps).Namespace(namespace).Get(ctx, RootCertConfigMap, metav1.GetOptions{})
 	if err != nil {
 		return nil, fmt.Errorf("get mesh root of namespace %s: %w", namespace, err)
 	}
-	pem := cm.Data[RootCertKey]
+	pem, _, _ := unstructured.NestedString(cm.Object, "data", RootCertKey)
 	if pem == "" {
 		return nil, fmt.Errorf("get mesh root of namespace %s: config map %s has no %s", namespace, RootCertConfigMap, RootCertKey)
 	}
@@ -211,9 +225,6 @@ func (c *Client) RootCertificates(ctx context.Context, namespace string) ([]byte
 func (c *Client) ServiceAccountToken(ctx context.Context, namespace, name string) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
-	got, err := c.core.CoreV1().ServiceAccounts(namespace).CreateToken(ctx, name, &authv1.TokenRequest{}, metav1.CreateOptions{})
-	if err != nil {
-		return "", fmt.Errorf("request token of %s/%s: %w", namespace, name, err)
-	}
-	return got.Status.Token, nil
+	token, err := c.requestToken(ctx, namespace, name, map[string]any{})
+	return token.Value, err
 }

@@ -12,138 +12,49 @@ import (
 	"github.com/isthmus-mesh/isthmus/internal/ecs/inventory"
 )
 
-// planner is one computation.
-type planner struct {
-	in            Input
-	scopes        map[scopeKey]*inventory.Snapshot
-	wantedSources map[string]bool // "Kind ARN" of everything wanted
-	currentOurs   []object
-	memory        Memory
-}
-
 // Compute returns what to change so that the current objects become the wanted ones, as far as the rules allow, and
-// what to remember for the next time. Applying the changes and computing again yields an empty plan.
+// what to remember for the next time. Applying the changes and computing again yields an empty plan. It is what an
+// Engine comes to that is given everything at once.
 func Compute(in Input) (Changes, Memory) {
-	in.Limits = in.Limits.withDefaults()
-	p := &planner{in: in, scopes: map[scopeKey]*inventory.Snapshot{}, wantedSources: map[string]bool{}, memory: Memory{Held: map[Key]HeldSince{}, Absent: map[Key]HeldSince{}}}
-	for _, s := range in.Snapshots {
-		p.scopes[scopeKey{s.Account, s.Region}] = s
+	e := NewEngine()
+	e.memory = in.Memory
+	for i := range in.Desired.ServiceEntries {
+		e.Want(Object{Service: &in.Desired.ServiceEntries[i]}.Key(), Object{Service: &in.Desired.ServiceEntries[i]})
 	}
-	var out Changes
-	wanted := p.wanted()
-	current := p.current(&out)
-	for _, o := range wanted {
-		for _, source := range o.sources {
-			p.wantedSources[o.key.Kind+" "+source] = true
+	for i := range in.Desired.WorkloadEntries {
+		e.Want(Object{Workload: &in.Desired.WorkloadEntries[i]}.Key(), Object{Workload: &in.Desired.WorkloadEntries[i]})
+	}
+	for i := range in.Current.ServiceEntries {
+		e.Have(Object{Service: &in.Current.ServiceEntries[i]}.Key(), Object{Service: &in.Current.ServiceEntries[i]})
+	}
+	for i := range in.Current.WorkloadEntries {
+		e.Have(Object{Workload: &in.Current.WorkloadEntries[i]}.Key(), Object{Workload: &in.Current.WorkloadEntries[i]})
+	}
+	skipped := func(arn string) (discovery.Skip, bool) { s, ok := in.Desired.Skipped[arn]; return s, ok }
+	out := e.Plan(in.Snapshots, skipped, in.Limits)
+	out.Unchanged = make([]Change, 0, out.Kept) // nearly all are, nearly always
+	for k, o := range e.wanted {
+		if _, ok := e.todo[k]; !ok {
+			out.Unchanged = append(out.Unchanged, about(o, Keep, ""))
 		}
 	}
-	out.Unchanged = make([]Change, 0, len(wanted)) // nearly all are, nearly always
-	for _, o := range wanted {
-		have, ok := current[o.key]
-		switch {
-		case !ok:
-			out.Create = append(out.Create, p.about(o, Create, "new: "+strings.Join(o.sources, " ")))
-		case have.foreign:
-			c := p.about(o, Hold, "an object of this name exists that is not managed by "+discovery.ManagedBy)
-			c.Rule = RuleForeign
-			out.Held = append(out.Held, c)
-		default:
-			diffs := diff(have.object, o)
-			if len(diffs) == 0 {
-				out.Unchanged = append(out.Unchanged, p.about(o, Keep, ""))
-				continue
-			}
-			c := p.about(o, Update, "changed: "+fieldNames(diffs))
-			c.Fields = diffs
-			out.Update = append(out.Update, c)
-		}
-	}
-	p.deletions(wanted, &out)
 	sortChanges(&out)
-	return out, p.memory
-}
-
-// deletions judges every object of ours that is not wanted.
-func (p *planner) deletions(wanted []object, out *Changes) {
-	isWanted := make(map[Key]bool, len(wanted))
-	for _, o := range wanted {
-		isWanted[o.key] = true
-	}
-	var judged []judgement
-	for _, o := range p.currentOurs {
-		if isWanted[o.key] {
-			continue
-		}
-		v, at := p.judge(o)
-		judged = append(judged, judgement{o, v, at})
-	}
-	for _, j := range p.holdMass(judged) {
-		switch {
-		case j.verdict.delete:
-			out.Delete = append(out.Delete, j.object.change(Delete, j.verdict.rule, j.at.account, j.at.region, "%s", j.verdict.reason))
-		case j.verdict.rule == RuleForeign:
-			out.Foreign++
-		default:
-			out.Held = append(out.Held, j.object.change(Hold, j.verdict.rule, j.at.account, j.at.region, "%s", j.verdict.reason))
-		}
-	}
-}
-
-// wanted returns the wanted objects.
-func (p *planner) wanted() []object {
-	out := make([]object, 0, len(p.in.Desired.ServiceEntries)+len(p.in.Desired.WorkloadEntries))
-	for i := range p.in.Desired.ServiceEntries {
-		out = append(out, serviceObject(&p.in.Desired.ServiceEntries[i]))
-	}
-	for i := range p.in.Desired.WorkloadEntries {
-		out = append(out, workloadObject(&p.in.Desired.WorkloadEntries[i]))
-	}
-	return out
-}
-
-type currentObject struct {
-	object
-	foreign bool
-}
-
-// current returns the current objects by key, and notes which of them are ours.
-func (p *planner) current(out *Changes) map[Key]currentObject {
-	n := len(p.in.Current.ServiceEntries) + len(p.in.Current.WorkloadEntries)
-	all := make(map[Key]currentObject, n)
-	p.currentOurs = make([]object, 0, n)
-	add := func(o object) {
-		foreign := o.meta.Labels[discovery.LabelManagedBy] != discovery.ManagedBy
-		all[o.key] = currentObject{o, foreign}
-		if foreign {
-			out.Foreign++
-			return
-		}
-		p.currentOurs = append(p.currentOurs, o)
-	}
-	for i := range p.in.Current.ServiceEntries {
-		add(serviceObject(&p.in.Current.ServiceEntries[i]))
-	}
-	for i := range p.in.Current.WorkloadEntries {
-		add(workloadObject(&p.in.Current.WorkloadEntries[i]))
-	}
-	slices.SortFunc(p.currentOurs, func(a, b object) int { return compareKeys(a.key, b.key) })
-	return all
+	return out, e.memory
 }
 
 func serviceObject(e *discovery.ServiceEntry) object {
-	return object{key: Key{discovery.KindServiceEntry, e.Metadata.Namespace, e.Metadata.Name}, meta: &e.Metadata, service: e,
-		sources: strings.Fields(e.Metadata.Annotations[discovery.AnnotationSource])}
+	return object{key: Key{discovery.KindServiceEntry, e.Metadata.Namespace, e.Metadata.Name}, meta: &e.Metadata, service: e}
 }
 
 func workloadObject(e *discovery.WorkloadEntry) object {
-	return object{key: Key{discovery.KindWorkloadEntry, e.Metadata.Namespace, e.Metadata.Name}, meta: &e.Metadata, workload: e,
-		sources: strings.Fields(e.Metadata.Annotations[discovery.AnnotationSource])}
+	return object{key: Key{discovery.KindWorkloadEntry, e.Metadata.Namespace, e.Metadata.Name}, meta: &e.Metadata, workload: e}
 }
 
-func (p *planner) about(o object, a Action, reason string) Change {
+// about makes a change of a wanted object.
+func about(o object, a Action, reason string) Change {
 	c := Change{Action: a, Key: o.key, Service: o.service, Workload: o.workload, Reason: reason}
-	if len(o.sources) > 0 {
-		if arn, err := inventory.ParseARN(o.sources[0]); err == nil {
+	if sources := o.sources(); len(sources) > 0 {
+		if arn, err := inventory.ParseARN(sources[0]); err == nil {
 			c.Account, c.Region = arn.Account, arn.Region
 		}
 	}

@@ -65,11 +65,13 @@ type FieldDiff struct {
 // Changes is the outcome of a comparison. Each list is in the order in which it should be applied: ServiceEntries
 // before WorkloadEntries for Create and Update, the other way round for Delete.
 type Changes struct {
-	Create    []Change
-	Update    []Change
-	Delete    []Change
-	Held      []Change
+	Create []Change
+	Update []Change
+	Delete []Change
+	Held   []Change
+	// Unchanged are the objects that are as they should be, and Kept is their number. An Engine only counts them.
 	Unchanged []Change
+	Kept      int
 	// Foreign counts current objects that were left alone because they are not ours, or of an account and region that
 	// is not swept here.
 	Foreign int

@@ -20,7 +20,7 @@ func (c Changes) Render(w io.Writer, all bool) error {
 			ch.render(&b)
 		}
 	}
-	fmt.Fprintf(&b, "plan: %d to create, %d to update, %d to delete, %d held, %d unchanged", len(c.Create), len(c.Update), len(c.Delete), len(c.Held), len(c.Unchanged))
+	fmt.Fprintf(&b, "plan: %d to create, %d to update, %d to delete, %d held, %d unchanged", len(c.Create), len(c.Update), len(c.Delete), len(c.Held), c.Kept)
 	if c.Foreign > 0 {
 		fmt.Fprintf(&b, ", %d of others left alone", c.Foreign)
 	}

@@ -77,7 +77,11 @@ type object struct {
 	meta     *discovery.ObjectMeta
 	service  *discovery.ServiceEntry
 	workload *discovery.WorkloadEntry
-	sources  []string
+}
+
+// sources returns the ARNs that the object stands for.
+func (o object) sources() []string {
+	return strings.Fields(o.meta.Annotations[discovery.AnnotationSource])
 }
 
 func (o object) change(a Action, r Rule, account, region, format string, args ...any) Change {
@@ -96,7 +100,8 @@ type verdict struct {
 func (p *planner) judge(o object) (verdict, scopeKey) {
 	var out verdict
 	var at scopeKey
-	for i, source := range o.sources {
+	sources := o.sources()
+	for i, source := range sources {
 		v, scope := p.judgeSource(o, source)
 		if !v.delete {
 			return v, scope // one source that may still be there is enough to keep the object
@@ -106,7 +111,7 @@ func (p *planner) judge(o object) (verdict, scopeKey) {
 		}
 		out.positive = out.positive && v.positive
 	}
-	if len(o.sources) == 0 {
+	if len(sources) == 0 {
 		return verdict{rule: RuleForeign, reason: "it does not say which ECS task or service it stands for"}, at
 	}
 	return out, at
@@ -129,13 +134,13 @@ func (p *planner) judgeSource(o object, source string) (verdict, scopeKey) {
 	case cluster == nil && !snap.Complete:
 		return verdict{rule: RuleIncomplete, reason: fmt.Sprintf("the last sweep was incomplete: %v", snap.Err)}, at
 	}
-	if skip, ok := p.in.Desired.Skipped[source]; ok {
+	if skip, ok := p.skipped(source); ok {
 		if skip.Drop {
 			return verdict{rule: RuleToldToStop, delete: true, positive: true, reason: skip.Reason}, at
 		}
 		return verdict{rule: RuleNotAsked, reason: skip.Reason}, at
 	}
-	if p.wantedSources[o.key.Kind+" "+source] {
+	if p.wantedSources[sourceKey{o.key.Kind, source}] > 0 {
 		return verdict{rule: RuleMoved, delete: true, positive: true, reason: "it is wanted under another name or namespace"}, at
 	}
 	if exists(cluster, arn, source) {
@@ -167,7 +172,7 @@ func sweepsOf(snap *inventory.Snapshot, arn inventory.ARN) uint64 {
 // absentBefore reports whether an earlier sweep lacked the object's source too, and notes that this one does. Between
 // the two somebody can ask ECS about the source (Changes.WantEvidence), which beats any list.
 func (p *planner) absentBefore(k Key, sweep uint64) bool {
-	since, ok := p.in.Memory.Absent[k]
+	since, ok := p.before.Absent[k]
 	if !ok || since.Sweep > sweep {
 		since = HeldSince{Sweep: sweep}
 	}
@@ -199,22 +204,15 @@ func empty(snap *inventory.Snapshot) bool {
 // with positive evidence, for several sweeps.
 func (p *planner) holdMass(judged []judgement) (out []judgement) {
 	byAccount := map[string][]int{}
-	workloads := map[string]int{}
 	for i, j := range judged {
 		if j.verdict.delete && j.object.workload != nil {
 			byAccount[j.at.account] = append(byAccount[j.at.account], i)
 		}
 	}
-	for _, o := range p.currentOurs {
-		if o.workload != nil && len(o.sources) > 0 {
-			if arn, err := inventory.ParseARN(o.sources[0]); err == nil {
-				workloads[arn.Account]++
-			}
-		}
-	}
+	workloads := p.workloads
 	out = slices.Clone(judged)
 	for account, deletes := range byAccount {
-		l := p.in.Limits
+		l := p.limits
 		if len(deletes) < l.MinDeleteCount || float64(len(deletes)) <= l.MaxDeleteShare*float64(workloads[account]) {
 			continue
 		}
@@ -224,9 +222,9 @@ func (p *planner) holdMass(judged []judgement) (out []judgement) {
 				j.verdict.rule, j.verdict.reason = RuleMassConfirmed, j.verdict.reason+"; confirmed by an operator"
 				continue
 			}
-			arn, _ := inventory.ParseARN(j.object.sources[0]) // parsed before, by the rules
+			arn, _ := inventory.ParseARN(j.object.sources()[0]) // parsed before, by the rules
 			sweep := sweepsOf(p.scopes[j.at], arn)
-			since, ok := p.in.Memory.Held[j.object.key]
+			since, ok := p.before.Held[j.object.key]
 			if !ok || since.Sweep > sweep || !j.verdict.positive {
 				since = HeldSince{Sweep: sweep} // evidence must be positive all along
 			}

@@ -4,9 +4,11 @@
 //
 // Where the lab differs from AWS on purpose:
 //
-//   - There is one machine and one VPC, which every account sees. Launch types and platform versions are recorded and
-//     make no difference; only network mode awsvpc runs.
-//   - Rules of security groups are recorded, not enforced on packets.
+//   - There is one machine. Launch types and platform versions are recorded and make no difference; only network mode
+//     awsvpc runs.
+//   - VPCs are networks of their own, and packets cross only where a peering and the route tables of both sides let
+//     them, but no two VPCs of the lab may overlap. Rules of security groups, internet gateways and NAT gateways are
+//     recorded and do nothing to packets.
 //   - Of a container definition, cpu, memory, user, ulimits, linuxParameters, systemControls, restartPolicy and
 //     dockerLabels are kept and shown but have no effect, and so has a task's proxyConfiguration. Secrets, environment
 //     files and volumes other than empty ones make the task fail to start and say so.
@@ -15,7 +17,7 @@
 //   - A service whose tasks fail backs off to one minute, not fifteen.
 //   - A task's execution role needs no permissions, and ECS Exec does not ask for ssmmessages in the task role. The
 //     trust policy of the task role is checked in full.
-//   - Reads are consistent at once, and nothing is throttled.
+//   - Reads are consistent at once, and nothing is throttled, unless Faults are told otherwise.
 //   - In containers AWS_ENDPOINT_URL names the endpoint, so that AWS clients in them need no change.
 package cloud
 
@@ -63,6 +65,8 @@ type Config struct {
 	Accounts  []Account   // further accounts
 	Runtime   ecs.Runtime // what tasks run on, see Containers; required
 	VPC       Addresses   // required
+	// Fabric makes VPCs beyond the first real, see Network. Without it tasks cannot start in them.
+	Fabric ec2.Fabric
 	// Dir is a directory of the lab for volumes of tasks. Without it tasks with volumes fail to start.
 	Dir string
 	// EndpointURL is where tasks reach the endpoint; it becomes AWS_ENDPOINT_URL in their containers. May be empty.
@@ -78,10 +82,11 @@ type Config struct {
 
 // Cloud is the endpoint. It is an http.Handler.
 type Cloud struct {
-	front *awsserver.Server
-	iam   *iam.Service
-	ecs   *ecs.Service
-	eks   *eks.Service
+	front  *awsserver.Server
+	faults *awsserver.Faults
+	iam    *iam.Service
+	ecs    *ecs.Service
+	eks    *eks.Service
 }
 
 // New puts the services together. Calls are answered at once; tasks run only while Run does.
@@ -130,7 +135,7 @@ func (c *Cloud) join(cfg Config) error {
 	if err != nil {
 		return err
 	}
-	ec2Svc, err := ec2.New(ec2.Config{AccountID: cfg.AccountID, Region: cfg.Region, Addresses: cfg.VPC, EKSCluster: cfg.EKS().Name})
+	ec2Svc, err := ec2.New(ec2.Config{AccountID: cfg.AccountID, Region: cfg.Region, Addresses: cfg.VPC, Fabric: cfg.Fabric, EKSCluster: cfg.EKS().Name})
 	if err != nil {
 		return err
 	}
@@ -155,7 +160,8 @@ func (c *Cloud) join(cfg Config) error {
 	if err != nil {
 		return err
 	}
-	c.front, err = awsserver.New(awsserver.Config{Authority: c.iam, Now: cfg.Now, Log: cfg.Log,
+	c.faults = awsserver.NewFaults(cfg.Now)
+	c.front, err = awsserver.New(awsserver.Config{Authority: c.iam, Faults: c.faults, Now: cfg.Now, Log: cfg.Log,
 		Services: []awsserver.Service{stsSvc, c.iam.API(), c.ecs.API(), ec2Svc.API(), c.eks.API(), logSvc.API()}})
 	return err
 }
@@ -171,6 +177,9 @@ func (c *Cloud) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	c.front.ServeHTTP(w, r)
 }
+
+// Faults are the misbehaviours that can be asked of the endpoint.
+func (c *Cloud) Faults() *awsserver.Faults { return c.faults }
 
 // TaskEndpoint serves containers of tasks at 169.254.170.2:80: credentials of the task's role and metadata.
 func (c *Cloud) TaskEndpoint() http.Handler { return c.ecs.MetadataHandler() }

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/isthmus-mesh/isthmus/internal/awsapi"
+	awsadmin "github.com/isthmus-mesh/isthmus/internal/awsapi/admin"
 	"github.com/isthmus-mesh/isthmus/internal/discovery"
 	"github.com/isthmus-mesh/isthmus/internal/ecs"
 	"github.com/isthmus-mesh/isthmus/internal/ecs/inventory"
@@ -27,7 +28,7 @@ func TestDiscoveryFollowsTheLab(t *testing.T) {
 	if err != nil || who.Account != account {
 		t.Fatalf("WhoAmI = %+v, %v", who, err)
 	}
-	admin, err := awsapi.NewAdmin(t.Context(), s, awsapi.Target{})
+	admin, err := awsadmin.New(t.Context(), s, awsapi.Target{})
 	if err != nil {
 		t.Fatal(err)
 	}

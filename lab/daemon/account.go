@@ -17,6 +17,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 
 	"github.com/isthmus-mesh/isthmus/internal/awsapi"
+	awsadmin "github.com/isthmus-mesh/isthmus/internal/awsapi/admin"
 	"github.com/isthmus-mesh/isthmus/internal/install"
 	"github.com/isthmus-mesh/isthmus/lab/cloud"
 	"github.com/isthmus-mesh/isthmus/lab/cloud/eks"
@@ -24,17 +25,24 @@ import (
 	"github.com/isthmus-mesh/isthmus/lab/runtime"
 )
 
-// The AWS account of the lab, with the names of the guide.
+// The AWS accounts of the lab, with the names of the guide.
 const (
-	Account     = "123456789012"
-	Region      = "us-east-2"
-	ClusterName = "demo"
+	Account = "123456789012"
+	// ExternalAccount is the second account, that of the guide's scenario 3. It is empty when the lab starts.
+	ExternalAccount = "210987654321"
+	// ExternalProfile is the AWS profile of its administrator.
+	ExternalProfile = "external"
+	Region          = "us-east-2"
+	ClusterName     = "demo"
 	// Domain ends the host names of the account's services.
 	Domain = "ecs.local"
 	// AdminAccessKeyID and AdminSecretAccessKey are the keys of the account's administrator. They are worth nothing
 	// outside the lab.
 	AdminAccessKeyID     = "AKIALABADMIN00000001"
 	AdminSecretAccessKey = "isthmus-lab-administrator"
+	// ExternalAccessKeyID and ExternalSecretAccessKey are those of the second account's administrator.
+	ExternalAccessKeyID     = "AKIALABADMIN00000002"
+	ExternalSecretAccessKey = "isthmus-lab-external-administrator"
 
 	// discoveryRole is the name of the role that the guide creates for reading ECS.
 	discoveryRole = "istiod-local"
@@ -56,20 +64,32 @@ func roleARN(name string) string { return "arn:aws:iam::" + Account + ":role/" +
 func (d *Daemon) startCloud(ctx, stepCtx context.Context, vpc *netns.VPC, rt *runtime.Runtime) (*cloud.Cloud, error) {
 	c, err := cloud.New(cloud.Config{
 		AccountID: Account, Region: Region,
-		Admin:   cloud.Credentials{AccessKeyID: AdminAccessKeyID, SecretAccessKey: AdminSecretAccessKey},
-		Runtime: cloud.Containers(rt), VPC: vpc, Dir: filepath.Join(d.cfg.Dir.run(), "cloud"), EndpointURL: awsURL(),
+		Admin: cloud.Credentials{AccessKeyID: AdminAccessKeyID, SecretAccessKey: AdminSecretAccessKey},
+		Accounts: []cloud.Account{{
+			ID:    ExternalAccount,
+			Admin: cloud.Credentials{AccessKeyID: ExternalAccessKeyID, SecretAccessKey: ExternalSecretAccessKey},
+		}},
+		Runtime: cloud.Containers(rt), VPC: vpc, Fabric: cloud.Network(vpc), Dir: filepath.Join(d.cfg.Dir.run(), "cloud"), EndpointURL: awsURL(),
 		EKS: d.eksCluster, Log: d.cfg.Log,
 	})
 	if err != nil {
 		return nil, err
 	}
 	d.run(ctx, "ECS", c.Run)
+	aws := newEndpoint(netip.AddrPortFrom(netns.Router, AWSPort), c, d.cfg.Log)
+	first, err := aws.listen()
+	if err != nil {
+		return nil, fmt.Errorf("listen for the %s: %w", componentAWS, err)
+	}
+	d.run(ctx, componentAWS, func(ctx context.Context) error { return aws.run(ctx, first) })
+	d.mu.Lock()
+	d.cloud, d.endpoint = c, aws
+	d.mu.Unlock()
 	for _, endpoint := range []struct {
 		name    string
 		addr    netip.AddrPort
 		handler http.Handler
 	}{
-		{"AWS endpoint", netip.AddrPortFrom(netns.Router, AWSPort), c},
 		{"task metadata", netip.AddrPortFrom(netns.TaskMetadata, 80), c.TaskEndpoint()},
 		{"Pod Identity agent", netip.AddrPortFrom(netns.PodIdentityAgent, 80), c.PodIdentityAgent()},
 	} {
@@ -115,7 +135,7 @@ func furnishAccount(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	admin, err := awsapi.NewAdmin(ctx, session, awsapi.Target{Region: Region, Account: Account})
+	admin, err := awsadmin.New(ctx, session, awsapi.Target{Region: Region, Account: Account})
 	if err != nil {
 		return err
 	}
@@ -124,7 +144,7 @@ func furnishAccount(ctx context.Context) error {
 		statement["Effect"], statement["Action"] = "Allow", actions
 		return map[string]any{"Version": "2012-10-17", "Statement": []any{statement}}
 	}
-	_, _, err = admin.EnsureRole(ctx, awsapi.Role{
+	_, _, err = admin.EnsureRole(ctx, awsadmin.Role{
 		Path: "/", Name: controllerRole, Description: "isthmus-controller in EKS",
 		Trust:  policy(map[string]any{"Principal": map[string]any{"Service": "pods.eks.amazonaws.com"}}),
 		Inline: map[string]map[string]any{"AssumeIstiodLocal": policy(map[string]any{"Resource": roleARN(discoveryRole)})},

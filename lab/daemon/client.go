@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -8,6 +9,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/url"
 
 	"github.com/isthmus-mesh/isthmus/internal/diag"
 )
@@ -26,7 +28,11 @@ func NewClient(dir Dir) *Client {
 
 // do sends one request. A lab that cannot be reached is diag.LabNotRunning.
 func (c *Client) do(ctx context.Context, method, path string) (*http.Response, error) {
-	request, err := http.NewRequestWithContext(ctx, method, "http://lab"+path, nil)
+	return c.send(ctx, method, path, nil)
+}
+
+func (c *Client) send(ctx context.Context, method, path string, body []byte) (*http.Response, error) {
+	request, err := http.NewRequestWithContext(ctx, method, "http://lab"+path, bytes.NewReader(body))
 	if err != nil {
 		return nil, fmt.Errorf("ask the lab: %w", err)
 	}
@@ -95,7 +101,7 @@ func (c *Client) Stop(ctx context.Context) error { return c.post(ctx, "/v1/stop"
 
 // Act does an action to a component.
 func (c *Client) Act(ctx context.Context, component, action string) error {
-	return c.post(ctx, "/v1/components/"+component+"/"+action)
+	return c.post(ctx, "/v1/components/"+url.PathEscape(component)+"/"+action)
 }
 
 func (c *Client) post(ctx context.Context, path string) error {

@@ -36,6 +36,9 @@ func (d *Daemon) serveControl(ctx context.Context) error {
 	mux.HandleFunc("GET /v1/status", d.handleStatus)
 	mux.HandleFunc("GET /v1/events", d.handleEvents)
 	mux.HandleFunc("POST /v1/stop", d.handleStop)
+	for _, method := range []string{http.MethodGet, http.MethodPut, http.MethodDelete} {
+		mux.HandleFunc(method+" /v1/faults", d.handleFaults)
+	}
 	mux.HandleFunc("POST /v1/components/{name}/{action}", d.handleComponent)
 	server := &http.Server{
 		Handler: mux, ReadHeaderTimeout: 5 * time.Second, MaxHeaderBytes: 16 << 10,
@@ -112,6 +115,9 @@ func (d *Daemon) status(ctx context.Context) Status {
 		status := controlplane.Status{Name: p.name, Started: p.started, Ready: !p.ended}
 		if p.err != nil {
 			status.LastExit = p.err.Error()
+		}
+		if p.name == componentAWS && d.endpoint != nil && d.endpoint.isDown() {
+			status.Ready, status.LastExit = false, "stopped"
 		}
 		parts = append(parts, Component{Status: status, Kind: "part"})
 	}

@@ -27,6 +27,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 
 	"github.com/isthmus-mesh/isthmus/internal/diag"
+	"github.com/isthmus-mesh/isthmus/lab/cloud"
 	"github.com/isthmus-mesh/isthmus/lab/controlplane"
 )
 
@@ -61,6 +62,8 @@ type Daemon struct {
 
 	mu       sync.Mutex
 	plane    *controlplane.ControlPlane // guarded by mu; nil until it is started
+	cloud    *cloud.Cloud               // guarded by mu; the same
+	endpoint *endpoint                  // guarded by mu; the same
 	parts    []*part                    // guarded by mu
 	abort    context.CancelCauseFunc    // guarded by mu; fails the start
 	timings  map[string]time.Duration   // guarded by mu

@@ -36,27 +36,70 @@ func (d Dir) Env() ([]Variable, error) {
 		{"AWS_ENDPOINT_URL", "http://" + state.AWSAddr},
 		{"AWS_REGION", Region},
 		{"AWS_DEFAULT_REGION", Region},
-		{"AWS_ACCESS_KEY_ID", AdminAccessKeyID},
-		{"AWS_SECRET_ACCESS_KEY", AdminSecretAccessKey},
+		{"AWS_CONFIG_FILE", d.AWSConfig()},
+		{"AWS_SHARED_CREDENTIALS_FILE", d.AWSCredentials()},
 		{"AWS_EC2_METADATA_DISABLED", "true"},
 		{"AWS_PAGER", ""},
 		{"LOCAL_ACCOUNT", Account},
+		{"EXTERNAL_ACCOUNT", ExternalAccount},
+		{"EXTERNAL_ACCOUNT_PROFILE", ExternalProfile},
 		{"CLUSTER_NAME", ClusterName},
 	}, nil
 }
 
-// Exec replaces this process by a program of the lab's, with the lab's environment. It returns only on failure.
-func (d Dir) Exec(name string, args []string) error {
+// Unset are the variables that must not be set beside those of Env: access keys in the environment win over profiles, and
+// would be those of a real account.
+func Unset() []string {
+	return []string{"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_DEFAULT_PROFILE", "AWS_ROLE_ARN", "AWS_WEB_IDENTITY_TOKEN_FILE"}
+}
+
+// Environ returns base with the lab's environment in it.
+func (d Dir) Environ(base []string) ([]string, error) {
 	variables, err := d.Env()
 	if err != nil {
-		return err
+		return nil, err
 	}
-	// Names given last win, and an AWS session token of the user's would not fit the lab's keys.
-	env := slices.DeleteFunc(os.Environ(), func(v string) bool {
-		return strings.HasPrefix(v, "AWS_SESSION_TOKEN=") || strings.HasPrefix(v, "AWS_PROFILE=")
+	unset := Unset()
+	for _, v := range variables {
+		unset = append(unset, v.Name)
+	}
+	env := slices.DeleteFunc(slices.Clone(base), func(kv string) bool {
+		name, _, _ := strings.Cut(kv, "=")
+		return slices.Contains(unset, name)
 	})
 	for _, v := range variables {
 		env = append(env, v.Name+"="+v.Value)
+	}
+	return env, nil
+}
+
+// writeAWSProfiles writes the files of AWS's own tools: the first account is the default profile, the
+// second one is ExternalProfile.
+func (d Dir) writeAWSProfiles(endpoint string) error {
+	if err := os.MkdirAll(filepath.Dir(d.AWSConfig()), 0o700); err != nil {
+		return fmt.Errorf("make directory: %w", err)
+	}
+	var config, credentials strings.Builder
+	for _, p := range []struct{ heading, name, key, secret string }{
+		{"default", "default", AdminAccessKeyID, AdminSecretAccessKey},
+		{"profile " + ExternalProfile, ExternalProfile, ExternalAccessKeyID, ExternalSecretAccessKey},
+	} {
+		fmt.Fprintf(&config, "[%s]\nregion = %s\nendpoint_url = %s\ncli_pager =\n\n", p.heading, Region, endpoint)
+		fmt.Fprintf(&credentials, "[%s]\naws_access_key_id = %s\naws_secret_access_key = %s\n\n", p.name, p.key, p.secret)
+	}
+	for path, text := range map[string]string{d.AWSConfig(): config.String(), d.AWSCredentials(): credentials.String()} {
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			return fmt.Errorf("write the AWS profiles: %w", err)
+		}
+	}
+	return nil
+}
+
+// Exec replaces this process by a program of the lab's, with the lab's environment. It returns only on failure.
+func (d Dir) Exec(name string, args []string) error {
+	env, err := d.Environ(os.Environ())
+	if err != nil {
+		return err
 	}
 	path := filepath.Join(d.Bin(), name)
 	if err := syscall.Exec(path, append([]string{name}, args...), env); err != nil {

@@ -108,8 +108,11 @@ const (
 // act does something to a component: a process of the control plane, or the pods of an app in Istio's namespace.
 func (d *Daemon) act(ctx context.Context, name, action string) error {
 	d.mu.Lock()
-	plane := d.plane
+	plane, aws := d.plane, d.endpoint
 	d.mu.Unlock()
+	if name == componentAWS && aws != nil {
+		return aws.act(ctx, action)
+	}
 	if plane == nil {
 		return fmt.Errorf("%s %s: the control plane is not started yet", action, name)
 	}

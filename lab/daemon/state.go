@@ -24,6 +24,7 @@ const DirVariable = "ISTHMUS_LAB_DIR"
 //	lock          locked by the lab for as long as it lives: the truth about whether a lab runs
 //	control.sock  the control API
 //	kubeconfig    of the administrator, for the host
+//	aws/          configuration and credentials of the AWS accounts' administrators, one profile each
 //	bin/          kubectl, istioctl and the lab's own programs under their usual names
 //	logs/         one log per component; kept when the lab could not start
 //	run/          keys, etcd and container roots: a tmpfs that exists only inside the lab
@@ -53,6 +54,12 @@ func (d Dir) path(name string) string { return filepath.Join(string(d), name) }
 
 // Kubeconfig is the administrator's kubeconfig for the host.
 func (d Dir) Kubeconfig() string { return d.path("kubeconfig") }
+
+// AWSConfig and AWSCredentials are the files that AWS's own tools read profiles from.
+func (d Dir) AWSConfig() string { return filepath.Join(d.path("aws"), "config") }
+
+// AWSCredentials holds the access keys of the accounts' administrators.
+func (d Dir) AWSCredentials() string { return filepath.Join(d.path("aws"), "credentials") }
 
 // Bin holds kubectl, istioctl and the lab's own programs under their usual names.
 func (d Dir) Bin() string { return d.path("bin") }
@@ -141,7 +148,7 @@ func (d Dir) stale() bool {
 // clean removes what a lab keeps on the host. The caller holds the lock. Only names that a lab makes are removed, in
 // case somebody points the lab at a directory with other things in it.
 func (d Dir) clean(keepLogs bool) error {
-	names := []string{"lab.json", "lab.json.new", "control.sock", "kubeconfig", "bin", "run"}
+	names := []string{"lab.json", "lab.json.new", "control.sock", "kubeconfig", "aws", "bin", "run"}
 	if !keepLogs {
 		names = append(names, "logs")
 	}

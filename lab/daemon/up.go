@@ -134,6 +134,10 @@ func launch(dir Dir, programs Programs, lock *os.File) (*launched, error) {
 		defer f.Close()
 		files = append(files, f)
 	}
+	if err := dir.writeAWSProfiles("http://" + aws.Addr().String()); err != nil {
+		report.Close()
+		return nil, err
+	}
 	pid, err := startInit(programs.Self, dir, append(files, reportWriter), log)
 	if err != nil {
 		report.Close()

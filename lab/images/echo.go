@@ -26,6 +26,27 @@ const (
 	defaultPort   = "80"
 )
 
+// lameDuckVariable says for how long after SIGTERM the echo server goes on serving, such as 3s; without it the server
+// stops at once.
+const lameDuckVariable = "LAME_DUCK"
+
+// maxLameDuck is less than the time that ECS and Kubernetes give a container to end.
+const maxLameDuck = 25 * time.Second
+
+// lameDuck reads lameDuckVariable; what is not a duration is none.
+func lameDuck(env []string) time.Duration {
+	for _, kv := range env {
+		if v, ok := strings.CutPrefix(kv, lameDuckVariable+"="); ok {
+			d, err := time.ParseDuration(v)
+			if err != nil {
+				return 0
+			}
+			return max(0, min(d, maxLameDuck))
+		}
+	}
+	return 0
+}
+
 // echoReply is the answer of the echo server, in the shape of the image ealen/echo-server.
 type echoReply struct {
 	Host struct {
@@ -198,6 +219,16 @@ func runEcho(ctx context.Context, env []string, stdout io.Writer) error {
 	case err := <-stopped:
 		return err
 	case <-ctx.Done():
+	}
+	// Whoever sends requests hears of the end later than this process does. It goes on serving for that long, and closes
+	// the connections after the requests on them, as programs must that want to lose none.
+	server.SetKeepAlivesEnabled(false)
+	late := time.NewTimer(lameDuck(env))
+	defer late.Stop()
+	select {
+	case err := <-stopped:
+		return err
+	case <-late.C:
 	}
 	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), echoDrain)
 	defer cancel()

@@ -16,7 +16,7 @@ const Argument = "image"
 // Run runs the program that args[0] names until it ends or a signal asks it to, and returns its exit code.
 func Run(args, env []string, stdout, stderr io.Writer) int {
 	if len(args) == 0 {
-		fmt.Fprintln(stderr, "usage: isthmus-lab image echo-server")
+		fmt.Fprintln(stderr, "usage: isthmus-lab image echo-server|load")
 		return 2
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
@@ -25,6 +25,12 @@ func Run(args, env []string, stdout, stderr io.Writer) int {
 	case "echo-server":
 		if err := runEcho(ctx, env, stdout); err != nil {
 			fmt.Fprintln(stderr, "echo-server:", err)
+			return 1
+		}
+		return 0
+	case "load":
+		if err := runLoad(ctx, args[1:], stdout, stderr); err != nil {
+			fmt.Fprintln(stderr, "load:", err)
 			return 1
 		}
 		return 0

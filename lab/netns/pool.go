@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"sync"
 )
 
@@ -21,23 +22,41 @@ type pool struct {
 	mu   sync.Mutex
 	used map[netip.Addr]struct{}     // guarded by mu
 	last map[netip.Prefix]netip.Addr // guarded by mu; where the search of a subnet goes on
+	nets []netip.Prefix              // guarded by mu; what addresses may be of
 }
 
 func newPool() *pool {
-	return &pool{used: map[netip.Addr]struct{}{}, last: map[netip.Prefix]netip.Addr{}}
+	return &pool{used: map[netip.Addr]struct{}{}, last: map[netip.Prefix]netip.Addr{}, nets: []netip.Prefix{VPCNetwork}}
+}
+
+func (p *pool) add(network netip.Prefix) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.nets = append(p.nets, network)
+}
+
+func (p *pool) remove(network netip.Prefix) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.nets = slices.DeleteFunc(p.nets, func(n netip.Prefix) bool { return n == network })
+}
+
+// holds reports whether subnet is one of a network's. The caller holds mu.
+func (p *pool) holds(subnet netip.Prefix) bool {
+	return slices.ContainsFunc(p.nets, func(n netip.Prefix) bool { return n.Contains(subnet.Addr()) && subnet.Bits() >= n.Bits() })
 }
 
 func (p *pool) allocate(subnet netip.Prefix) (netip.Addr, error) {
 	subnet = subnet.Masked()
-	if !subnet.Addr().Is4() || !VPCNetwork.Contains(subnet.Addr()) || subnet.Bits() < VPCNetwork.Bits() || subnet.Bits() > 28 {
-		return netip.Addr{}, fmt.Errorf("allocate an address: %s is not a subnet of %s of /28 or larger", subnet, VPCNetwork)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !subnet.Addr().Is4() || !p.holds(subnet) || subnet.Bits() > 28 {
+		return netip.Addr{}, fmt.Errorf("allocate an address: %s is not a subnet of %s, or of another network of the lab, of /28 or larger", subnet, VPCNetwork)
 	}
 	first := subnet.Addr()
 	for range reservedPerSubnet {
 		first = first.Next()
 	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
 	usable := 1<<(32-subnet.Bits()) - reservedPerSubnet - 1
 	a, ok := p.last[subnet]
 	if !ok {

@@ -30,8 +30,8 @@ type Port struct {
 // Attach makes a network namespace with its loopback up and an interface eth0 of the address addr, which should come
 // from Allocate or Reserve. Close of the Port removes both; it does not release the address.
 func (v *VPC) Attach(addr netip.Addr) (*Port, error) {
-	if !addr.Is4() || !VPCNetwork.Contains(addr) {
-		return nil, fmt.Errorf("attach %s: not an address of %s", addr, VPCNetwork)
+	if !addr.Is4() {
+		return nil, fmt.Errorf("attach %s: not an IPv4 address", addr)
 	}
 	a := addr.As4()
 	p := &Port{Addr: addr, vpc: v, host: fmt.Sprintf("veth%02x%02x%02x%02x", a[0], a[1], a[2], a[3])}
@@ -40,6 +40,9 @@ func (v *VPC) Attach(addr netip.Addr) (*Port, error) {
 	case v.done:
 		v.mu.Unlock()
 		return nil, fmt.Errorf("attach %s: the VPC is closed", addr)
+	case !v.contains(addr):
+		v.mu.Unlock()
+		return nil, fmt.Errorf("attach %s: not an address of %s or another network of the lab", addr, VPCNetwork)
 	case v.ports[addr] != nil:
 		v.mu.Unlock()
 		return nil, fmt.Errorf("attach %s: %w", addr, ErrAddressInUse)

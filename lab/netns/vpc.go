@@ -29,6 +29,9 @@ type VPC struct {
 	mu    sync.Mutex
 	ports map[netip.Addr]*Port // guarded by mu
 	done  bool                 // guarded by mu
+
+	networks []netip.Prefix // guarded by mu; beside VPCNetwork
+	routes   []Route        // guarded by mu; between networks
 }
 
 // New makes the bridge in the network namespace of the process, with all the addresses that the lab answers on, and
@@ -83,6 +86,9 @@ func (v *VPC) configureBridge() error {
 		{"net/ipv4/conf/all/send_redirects", "0"}, {"net/ipv4/conf/" + Bridge + "/send_redirects", "0"},
 		{"net/ipv4/conf/all/rp_filter", "0"}, {"net/ipv4/conf/" + Bridge + "/rp_filter", "0"},
 		{"net/ipv6/conf/" + Bridge + "/disable_ipv6", "1"},
+		// Every packet is routed, so that the rules see it once as such; seeing it on the bridge as well, as a host with
+		// br_netfilter has it, would translate and count it twice.
+		{"net/bridge/bridge-nf-call-iptables", "0"}, {"net/bridge/bridge-nf-call-ip6tables", "0"}, {"net/bridge/bridge-nf-call-arptables", "0"},
 	} {
 		if err := setSysctl(s.key, s.value); err != nil {
 			v.log.Debug("kernel setting not changed", slog.String("key", s.key), slog.Any("error", err))
@@ -91,7 +97,7 @@ func (v *VPC) configureBridge() error {
 	return nil
 }
 
-// Allocate reserves a free address of subnet, which must lie within the VPC. The first four and the last address of
+// Allocate reserves a free address of subnet, which must lie within the VPC or a network that was added. The first four and the last address of
 // a subnet are never handed out, as in AWS, and a released address is used again as late as possible.
 func (v *VPC) Allocate(subnet netip.Prefix) (netip.Addr, error) { return v.pool.allocate(subnet) }
 
@@ -118,6 +124,12 @@ func (v *VPC) Close() error {
 	for _, p := range ports {
 		errs = append(errs, p.Close())
 	}
+	v.mu.Lock()
+	if v.networks != nil {
+		v.networks, v.routes = nil, nil
+		errs = append(errs, v.installRoutes())
+	}
+	v.mu.Unlock()
 	if v.bridge != nil {
 		if err := netlink.LinkDel(v.bridge); err != nil {
 			errs = append(errs, fmt.Errorf("remove %s: %w", Bridge, err))

@@ -2,6 +2,8 @@ package node
 
 import (
 	"context"
+	"net/netip"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -249,4 +251,27 @@ func TestForcedDeletion(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, "ended", func() bool { return n.worker("default", "forced", "") == nil }, func() string { return "still there" })
+}
+
+func TestResolverSettings(t *testing.T) {
+	n := &Node{cfg: Config{ClusterDNS: netip.MustParseAddr("10.0.0.2"), ClusterDomain: "cluster.local"}}
+	two := "2"
+	pod := &corev1.Pod{Spec: corev1.PodSpec{DNSConfig: &corev1.PodDNSConfig{
+		Nameservers: []string{"10.0.0.9"}, Searches: []string{"example.test"},
+		Options: []corev1.PodDNSConfigOption{{Name: "ndots", Value: &two}, {Name: "edns0"}},
+	}}}
+	pod.Namespace = "shop"
+	servers, searches, options := n.dns(pod)
+	got := []any{servers, searches, options}
+	want := []any{
+		[]netip.Addr{netip.MustParseAddr("10.0.0.2"), netip.MustParseAddr("10.0.0.9")},
+		[]string{"shop.svc.cluster.local", "svc.cluster.local", "cluster.local", "example.test"}, []string{"ndots:2", "edns0"},
+	}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("dns() = %v, want %v", got, want)
+	}
+	pod.Spec.DNSPolicy = corev1.DNSNone
+	if servers, _, options = n.dns(pod); len(servers) != 1 || len(options) != 2 {
+		t.Errorf("dns() with policy None = %v, options %v, want the pod's own alone", servers, options)
+	}
 }

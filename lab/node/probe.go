@@ -99,6 +99,9 @@ func (w *worker) probeLoop(ctx context.Context, p *corev1.Probe, spec *corev1.Co
 			good = 0
 		default:
 			good, bad = 0, bad+1
+			if kind == "Readiness" && !verdict && bad < failure {
+				break // it is starting
+			}
 			w.event(corev1.EventTypeWarning, "Unhealthy", "%s probe failed: %v", kind, err)
 		}
 		switch {

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -197,6 +198,10 @@ func (w *worker) fail(reason, message string) {
 	w.touched()
 }
 
+// prepareQuietly is how long a pod waits for what it needs before that is worth an event: what is created together rarely
+// comes in the right order.
+const prepareQuietly = time.Second
+
 // prepare makes volumes and sandbox and joins the mesh, trying again until it succeeds or ctx ends.
 func (w *worker) prepare(ctx context.Context) bool {
 	for _, step := range []struct {
@@ -205,7 +210,7 @@ func (w *worker) prepare(ctx context.Context) bool {
 	}{
 		{"FailedMount", w.prepareVolumes}, {"FailedCreatePodSandBox", w.openSandbox}, {"FailedMeshEnrolment", w.joinMesh},
 	} {
-		last := ""
+		last, begin := "", time.Now()
 		for pause := 100 * time.Millisecond; ; pause = min(2*pause, 2*time.Second) {
 			err := step.run(ctx)
 			if err == nil {
@@ -214,7 +219,7 @@ func (w *worker) prepare(ctx context.Context) bool {
 			if ctx.Err() != nil {
 				return false
 			}
-			if err.Error() != last {
+			if err.Error() != last && time.Since(begin) >= prepareQuietly {
 				last = err.Error()
 				w.event(corev1.EventTypeWarning, step.reason, "%s", last)
 				w.log().Info("pod cannot start yet", slog.String("reason", step.reason), slog.Any("error", err))
@@ -237,7 +242,7 @@ func (w *worker) openSandbox(ctx context.Context) error {
 		return nil
 	}
 	spec := runtime.SandboxSpec{ID: "pod-" + string(w.uid), Hostname: hostname(pod), Hosts: map[string]netip.Addr{}}
-	spec.Nameservers, spec.Searches = w.n.dns(pod)
+	spec.Nameservers, spec.Searches, spec.Options = w.n.dns(pod)
 	for _, alias := range pod.Spec.HostAliases {
 		addr, err := netip.ParseAddr(alias.IP)
 		if err != nil {
@@ -266,13 +271,14 @@ func hostname(pod *corev1.Pod) string {
 }
 
 // dns returns the resolver settings of a pod.
-func (n *Node) dns(pod *corev1.Pod) (servers []netip.Addr, searches []string) {
+func (n *Node) dns(pod *corev1.Pod) (servers []netip.Addr, searches, options []string) {
 	if pod.Spec.DNSPolicy != corev1.DNSNone {
 		servers = []netip.Addr{n.cfg.ClusterDNS}
 	}
 	if p := pod.Spec.DNSPolicy; p == "" || p == corev1.DNSClusterFirst || p == corev1.DNSClusterFirstWithHostNet {
 		d := n.cfg.ClusterDomain
 		searches = []string{pod.Namespace + ".svc." + d, "svc." + d, d}
+		options = []string{"ndots:5"}
 	}
 	if c := pod.Spec.DNSConfig; c != nil {
 		for _, s := range c.Nameservers {
@@ -281,8 +287,20 @@ func (n *Node) dns(pod *corev1.Pod) (servers []netip.Addr, searches []string) {
 			}
 		}
 		searches = append(searches, c.Searches...)
+		for _, o := range c.Options {
+			// The pod's own value takes the place of the cluster's.
+			options = slices.DeleteFunc(options, func(have string) bool {
+				name, _, _ := strings.Cut(have, ":")
+				return name == o.Name
+			})
+			if o.Value != nil {
+				options = append(options, o.Name+":"+*o.Value)
+			} else {
+				options = append(options, o.Name)
+			}
+		}
 	}
-	return servers, searches
+	return servers, searches, options
 }
 
 // end stops what runs in the pod: the containers together, then the sidecars in reverse order. When the whole agent

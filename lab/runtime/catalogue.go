@@ -71,6 +71,8 @@ func NewCatalogue(cfg CatalogueConfig) (*Catalogue, error) {
 		Entrypoint: []string{"/usr/local/bin/isthmus-lab", "image", "echo-server"},
 		Files:      map[string]string{"/usr/local/bin/isthmus-lab": cfg.Executable},
 	}
+	load := echo
+	load.Entrypoint = []string{"/usr/local/bin/isthmus-lab", "image", "load"}
 	program := func(path, name string, argv ...string) Image {
 		return Image{Entrypoint: append([]string{path}, argv...), Files: map[string]string{path: findProgram(cfg.BinDirs, name)}}
 	}
@@ -80,7 +82,7 @@ func NewCatalogue(cfg CatalogueConfig) (*Catalogue, error) {
 	for repository, image := range map[string]Image{
 		"curlimages/curl": curl, "alpine/curl": curl,
 		"nicolaka/netshoot": shell, "busybox": shell, "alpine": shell,
-		"ealen/echo-server": echo, "mendhak/http-https-echo": httpsEcho, "isthmus/echo": echo,
+		"ealen/echo-server": echo, "mendhak/http-https-echo": httpsEcho, "isthmus/echo": echo, "isthmus/load": load,
 		"istio/ztunnel": program("/usr/local/bin/ztunnel", "ztunnel"), "isthmus/ztunnel": program("/usr/local/bin/ztunnel", "ztunnel"),
 		"isthmus/controller":         program("/usr/local/bin/isthmus-controller", "isthmus-controller"),
 		"isthmus/isthmus-controller": program("/usr/local/bin/isthmus-controller", "isthmus-controller"),

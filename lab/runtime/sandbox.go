@@ -26,8 +26,10 @@ type SandboxSpec struct {
 	Addr netip.Addr
 	// Nameservers go into /etc/resolv.conf. Empty means the lab's resolver.
 	Nameservers []netip.Addr
-	// Searches are the search domains of /etc/resolv.conf; with any, ndots is 5 as in Kubernetes.
+	// Searches are the search domains of /etc/resolv.conf.
 	Searches []string
+	// Options are those of /etc/resolv.conf. Nil means, with any Searches, ndots:5 as in Kubernetes.
+	Options []string
 	// Hosts are further lines of /etc/hosts, beside localhost and the sandbox itself.
 	Hosts map[string]netip.Addr
 }
@@ -91,8 +93,15 @@ func (s *Sandbox) resolvConf() string {
 	for _, n := range s.spec.Nameservers {
 		fmt.Fprintf(&b, "nameserver %s\n", n)
 	}
+	options := s.spec.Options
 	if len(s.spec.Searches) > 0 {
-		fmt.Fprintf(&b, "search %s\noptions ndots:5\n", strings.Join(s.spec.Searches, " "))
+		fmt.Fprintf(&b, "search %s\n", strings.Join(s.spec.Searches, " "))
+		if options == nil {
+			options = []string{"ndots:5"}
+		}
+	}
+	if len(options) > 0 {
+		fmt.Fprintf(&b, "options %s\n", strings.Join(options, " "))
 	}
 	return b.String()
 }

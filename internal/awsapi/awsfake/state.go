@@ -87,7 +87,7 @@ func (f *ECS) RunTask(clusterARN, service, definition string) string {
 	f.next++
 	f.version++
 	id := fmt.Sprintf("%032x", f.next)
-	addr := netip.AddrFrom4([4]byte{10, 0, byte(128 + f.next/250), byte(1 + f.next%250)})
+	addr := netip.AddrFrom4([4]byte{10, byte(f.next / 32_000), byte(128 + f.next/250%128), byte(1 + f.next%250)})
 	t := &inventory.Task{
 		ARN: inventory.TaskARN(clusterARN, id), ClusterARN: clusterARN, TaskDefinitionARN: definition, Group: "family:none",
 		LastStatus: inventory.TaskRunning, DesiredStatus: inventory.TaskRunning, HealthStatus: inventory.Unknown, LaunchType: inventory.LaunchFargate,

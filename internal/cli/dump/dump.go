@@ -169,6 +169,25 @@ func (d *Dump) Select(namespace string) *Dump {
 	return out
 }
 
+// Items returns the elements of a member as the proxy gives them, those of one namespace or, with "", all.
+func (d *Dump) Items(member, namespace string) ([]json.RawMessage, error) {
+	all, err := elements[json.RawMessage](d.Raw, member)
+	if err != nil {
+		return nil, err
+	}
+	out := []json.RawMessage{}
+	for _, raw := range all {
+		var meta struct{ Namespace, Identity string }
+		if err := json.Unmarshal(raw, &meta); err != nil {
+			return nil, fmt.Errorf("read config dump: %s: %w", member, err)
+		}
+		if namespace == "" || meta.Namespace == namespace || strings.Contains(meta.Identity, "/ns/"+namespace+"/") {
+			out = append(out, raw)
+		}
+	}
+	return out, nil
+}
+
 // WriteWorkloads writes the table of workloads.
 func (d *Dump) WriteWorkloads(w io.Writer) {
 	rows := make([][]string, 0, len(d.Workloads))

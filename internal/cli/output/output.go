@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -45,6 +46,43 @@ func New(in io.Reader, out, errw io.Writer, environ []string) *Streams {
 	}
 	return s
 }
+
+// SetColor turns colour on ("always") or off ("never"); anything else leaves it as New found it.
+func (s *Streams) SetColor(when string) {
+	switch when {
+	case "always":
+		s.Color = true
+	case "never":
+		s.Color = false
+	}
+}
+
+// Choice is the value of a flag that takes one of a few words.
+type Choice struct {
+	value string
+	words []string
+}
+
+// NewChoice returns a Choice with a value to begin with and the words it may become.
+func NewChoice(value string, words ...string) Choice { return Choice{value: value, words: words} }
+
+// String returns the word chosen.
+func (c *Choice) String() string { return c.value }
+
+// Words returns the words that may be chosen.
+func (c *Choice) Words() []string { return c.words }
+
+// Set chooses a word; one that is not listed is an error.
+func (c *Choice) Set(word string) error {
+	if !slices.Contains(c.words, word) {
+		return fmt.Errorf("want one of %s", strings.Join(c.words, ", "))
+	}
+	c.value = word
+	return nil
+}
+
+// Type names the kind of value in help texts.
+func (c *Choice) Type() string { return "word" }
 
 func isTerminal(w io.Writer) bool {
 	f, ok := w.(*os.File)

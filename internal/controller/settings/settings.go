@@ -5,6 +5,7 @@ package settings
 import (
 	"errors"
 	"fmt"
+	"net/url"
 	"regexp"
 	"slices"
 	"strings"
@@ -79,6 +80,30 @@ type Account struct {
 	Namespaces map[string]string `json:"namespaces,omitempty"`
 	// AllowedNamespaces limits the namespaces that tags may choose; a trailing * matches any rest. Empty means all.
 	AllowedNamespaces []string `json:"allowedNamespaces,omitempty"`
+	// DiscoveryTags are the tags of which a cluster of the account must have one with the value true; default those of the
+	// file.
+	DiscoveryTags []string `json:"discoveryTags,omitempty"`
+	// Events names a queue with EventBridge events of the account, which make changes known sooner; default none.
+	Events *Events `json:"events,omitempty"`
+}
+
+// Events is an SQS queue to which EventBridge sends the ECS events of an account.
+type Events struct {
+	// QueueURL is the queue's; required.
+	QueueURL string `json:"queueUrl"`
+	// Region is the queue's; default that in its URL.
+	Region string `json:"region,omitempty"`
+}
+
+// QueueRegion returns the region of the queue.
+func (e Events) QueueRegion() string {
+	if e.Region != "" {
+		return e.Region
+	}
+	if m := queuePattern.FindStringSubmatch(e.QueueURL); m != nil {
+		return m[1]
+	}
+	return ""
 }
 
 // Duration is a time.Duration that is written as 10s.
@@ -125,6 +150,7 @@ var (
 	regionPattern  = regexp.MustCompile(`^[a-z]{2}(-[a-z]{3,12}){1,2}-[1-9][0-9]?$`)
 	namePattern    = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$`)
 	labelPattern   = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9-])?$`)
+	queuePattern   = regexp.MustCompile(`^https://sqs\.([a-z0-9-]+)\.amazonaws\.com(?:\.cn)?/[0-9]{12}/[A-Za-z0-9_-]{1,80}(?:\.fifo)?$`)
 	tagPattern     = regexp.MustCompile(`^[\w./:+=@ -]{1,128}$`)
 )
 
@@ -167,10 +193,23 @@ func (f *File) defaults() {
 		f.DeletionLimitPercent = 50
 	}
 	for i := range f.Platforms.ECS.Accounts {
-		if a := &f.Platforms.ECS.Accounts[i]; a.Domain == "" {
-			a.Domain = "ecs.local"
-		}
+		f.Platforms.ECS.Accounts[i].defaults()
 	}
+}
+
+func (a *Account) defaults() {
+	if a.Domain == "" {
+		a.Domain = "ecs.local"
+	}
+}
+
+// Check fills in the defaults of an account that does not come from a file, and checks it.
+func (a *Account) Check() error {
+	a.defaults()
+	if err := errors.Join(a.validate("spec")...); err != nil {
+		return diag.Wrap(diag.ConfigInvalid, err)
+	}
+	return nil
 }
 
 func (f *File) validate() error {
@@ -250,6 +289,18 @@ func (a Account) validate(at string) []error {
 	}
 	if !domainPattern.MatchString(a.Domain) {
 		bad(".domain: %q is not a domain in lower case", a.Domain)
+	}
+	for i, tag := range a.DiscoveryTags {
+		if !tagPattern.MatchString(tag) {
+			bad(".discoveryTags[%d]: %q is not a tag key", i, tag)
+		}
+	}
+	if e := a.Events; e != nil {
+		if u, err := url.Parse(e.QueueURL); err != nil || u.Host == "" || u.Scheme != "https" && u.Scheme != "http" {
+			bad(".events.queueUrl: %q is not a URL", e.QueueURL)
+		} else if r := e.QueueRegion(); !regionPattern.MatchString(r) {
+			bad(".events.region: required, because the queue's URL does not tell it")
+		}
 	}
 	if len(a.Regions) > MaxRegions {
 		bad(".regions: %d regions, at most %d are supported", len(a.Regions), MaxRegions)

@@ -98,6 +98,15 @@ func (a *APIServer) Apply(t testing.TB, yaml string) {
 	}
 }
 
+// Kubectl runs kubectl as the administrator and returns what it printed.
+func (a *APIServer) Kubectl(t testing.TB, args ...string) (string, error) {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), os.Getenv(BinaryVariable), append([]string{"kubectl", "--kubeconfig=" + a.Kubeconfig(t, adminToken), "--cache-dir=" + t.TempDir()}, args...)...) //nolint:gosec // the binary under test
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	out, err := cmd.CombinedOutput()
+	return string(out), err
+}
+
 func (a *APIServer) file(name string) string { return filepath.Join(a.dir, name) }
 
 func (a *APIServer) keys(t testing.TB) {

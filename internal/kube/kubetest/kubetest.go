@@ -13,11 +13,10 @@ import (
 	"testing"
 	"time"
 
-	authv1 "k8s.io/api/authentication/v1"
-	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -25,18 +24,15 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/watch"
 	dynfake "k8s.io/client-go/dynamic/fake"
-	"k8s.io/client-go/kubernetes/fake"
 	ktesting "k8s.io/client-go/testing"
 
 	"github.com/isthmus-mesh/isthmus/internal/kube"
 )
 
-// Cluster is an in-memory Kubernetes API. Objects of the typed client (service accounts, secrets, events, leases) and of
-// the dynamic client (everything written through Apply) are two worlds.
+// Cluster is an in-memory Kubernetes API.
 type Cluster struct {
 	// Client is what the code under test gets.
 	Client *kube.Client
-	core   *fake.Clientset
 	dyn    *dynfake.FakeDynamicClient
 
 	mu      sync.Mutex
@@ -55,6 +51,8 @@ var kinds = []struct {
 	{kube.Gateways, "Gateway", true}, {kube.GatewayClasses, "GatewayClass", false}, {kube.Namespaces, "Namespace", false},
 	{kube.Services, "Service", true}, {kube.ServiceAccounts, "ServiceAccount", true}, {kube.Secrets, "Secret", true},
 	{kube.ConfigMaps, "ConfigMap", true}, {kube.Deployments, "Deployment", true}, {kube.Pods, "Pod", true},
+	{kube.Events, "Event", true}, {kube.Leases, "Lease", true}, {kube.TokenReviews, "TokenReview", false}, {kube.ECSAccounts, "ECSAccount", false},
+	{kube.Kind{Group: "apiextensions.k8s.io", Version: "v1", Resource: "customresourcedefinitions"}, "CustomResourceDefinition", false},
 	{kube.Kind{Group: "rbac.authorization.k8s.io", Version: "v1", Resource: "clusterroles"}, "ClusterRole", false},
 	{kube.Kind{Group: "rbac.authorization.k8s.io", Version: "v1", Resource: "clusterrolebindings"}, "ClusterRoleBinding", false},
 	{kube.Kind{Group: "rbac.authorization.k8s.io", Version: "v1", Resource: "roles"}, "Role", true},
@@ -62,8 +60,7 @@ var kinds = []struct {
 	{kube.Kind{Group: "policy", Version: "v1", Resource: "poddisruptionbudgets"}, "PodDisruptionBudget", true},
 }
 
-// New returns a Cluster that holds the objects of a YAML stream. Service accounts, secrets, namespaces and config maps
-// are put into both worlds.
+// New returns a Cluster that holds the objects of a YAML stream.
 func New(t testing.TB, yaml string) *Cluster {
 	t.Helper()
 	objs, err := kube.ParseYAML([]byte(yaml))
@@ -83,55 +80,25 @@ func New(t testing.TB, yaml string) *Cluster {
 		}
 		mapper.AddSpecific(gvk, k.kind, k.kind, scope)
 	}
-	var coreObjs []runtime.Object
 	for i, o := range objs {
 		if o.GetUID() == "" {
 			o.SetUID(types.UID("uid-" + strconv.Itoa(i+1)))
 		}
-		if typed := typedOf(t, o); typed != nil {
-			coreObjs = append(coreObjs, typed)
-		}
 	}
-	c := &Cluster{
-		core: fake.NewClientset(coreObjs...),
-		dyn:  dynfake.NewSimpleDynamicClientWithCustomListKinds(scheme, listKinds),
-	}
+	c := &Cluster{dyn: dynfake.NewSimpleDynamicClientWithCustomListKinds(scheme, listKinds)}
 	for _, o := range objs { // not through the constructor, which guesses plurals and guesses gateways wrong
 		if err := c.dyn.Tracker().Create(kindOf(o), o, o.GetNamespace()); err != nil {
 			t.Fatalf("kubetest: %s: %v", kube.Ref(o), err)
 		}
 	}
 	c.dyn.PrependReactor("patch", "*", c.apply)
+	c.dyn.PrependReactor("create", "serviceaccounts", c.createToken)
+	c.dyn.PrependReactor("create", "secrets", c.createSecret)
+	c.dyn.PrependReactor("create", "tokenreviews", c.reviewToken)
 	c.dyn.PrependReactor("*", "*", c.observe)
 	c.dyn.PrependWatchReactor("*", c.watch)
-	c.core.PrependReactor("create", "serviceaccounts", c.createToken)
-	c.core.PrependReactor("create", "secrets", c.createSecret)
-	c.core.PrependReactor("create", "tokenreviews", c.reviewToken)
-	c.core.PrependReactor("*", "*", c.observe)
-	c.Client = kube.NewForClients(c.core, c.dyn, mapper, slog.New(slog.DiscardHandler))
+	c.Client = kube.NewForClients(c.dyn, mapper, slog.New(slog.DiscardHandler))
 	return c
-}
-
-func typedOf(t testing.TB, o *kube.Object) runtime.Object {
-	var into runtime.Object
-	switch o.GetKind() {
-	case "ServiceAccount":
-		into = &corev1.ServiceAccount{}
-	case "Secret":
-		into = &corev1.Secret{}
-	case "ConfigMap":
-		into = &corev1.ConfigMap{}
-	case "Namespace":
-		into = &corev1.Namespace{}
-	case "Pod":
-		into = &corev1.Pod{}
-	default:
-		return nil
-	}
-	if err := runtime.DefaultUnstructuredConverter.FromUnstructured(o.Object, into); err != nil {
-		t.Fatalf("kubetest: %s: %v", kube.Ref(o), err)
-	}
-	return into
 }
 
 // Fail makes calls fail: f gets "verb resource namespace/name" and returns nil for those that should work.
@@ -172,7 +139,7 @@ func (c *Cluster) Put(t testing.TB, yaml string) {
 // DeleteSecret removes a Secret behind the client's back.
 func (c *Cluster) DeleteSecret(t testing.TB, namespace, name string) {
 	t.Helper()
-	if err := c.core.Tracker().Delete(kube.Secrets, namespace, name); err != nil {
+	if err := c.dyn.Tracker().Delete(kube.Secrets, namespace, name); err != nil {
 		t.Fatalf("kubetest: %v", err)
 	}
 }
@@ -180,13 +147,15 @@ func (c *Cluster) DeleteSecret(t testing.TB, namespace, name string) {
 // Events returns the events that were written, as "type reason kind/name: message".
 func (c *Cluster) Events(t testing.TB) []string {
 	t.Helper()
-	list, err := c.core.CoreV1().Events(metav1.NamespaceAll).List(t.Context(), metav1.ListOptions{})
+	list, err := c.dyn.Resource(kube.Events).List(t.Context(), metav1.ListOptions{})
 	if err != nil {
 		t.Fatalf("kubetest: %v", err)
 	}
 	var out []string
-	for _, e := range list.Items {
-		out = append(out, fmt.Sprintf("%s %s %s/%s: %s", e.Type, e.Reason, e.InvolvedObject.Kind, e.InvolvedObject.Name, e.Message))
+	for i := range list.Items {
+		e := list.Items[i].Object
+		text := func(path ...string) string { s, _, _ := unstructured.NestedString(e, path...); return s }
+		out = append(out, fmt.Sprintf("%s %s %s/%s: %s", text("type"), text("reason"), text("involvedObject", "kind"), text("involvedObject", "name"), text("message")))
 	}
 	return out
 }
@@ -295,9 +264,9 @@ func (c *Cluster) createSecret(a ktesting.Action) (bool, runtime.Object, error) 
 	if !ok {
 		return false, nil, nil
 	}
-	if s, ok := create.GetObject().(*corev1.Secret); ok && s.UID == "" {
-		s.UID = types.UID("uid-" + s.Namespace + "-" + s.Name)
-		s.CreationTimestamp = metav1.Now()
+	if s, ok := create.GetObject().(*kube.Object); ok && s.GetUID() == "" {
+		s.SetUID(types.UID("uid-" + s.GetNamespace() + "-" + s.GetName()))
+		s.SetCreationTimestamp(metav1.Now())
 	}
 	return false, nil, nil
 }
@@ -308,23 +277,28 @@ func (c *Cluster) createToken(a ktesting.Action) (bool, runtime.Object, error) {
 	if !ok || a.GetSubresource() != "token" {
 		return false, nil, nil
 	}
-	req, ok := create.GetObject().(*authv1.TokenRequest)
-	if !ok {
+	req, ok := create.GetObject().(*kube.Object)
+	if !ok || req.GetKind() != "TokenRequest" {
 		return true, nil, errors.New("kubetest: not a TokenRequest")
 	}
-	if _, err := c.core.Tracker().Get(kube.ServiceAccounts, a.GetNamespace(), create.Name); err != nil {
+	if _, err := c.dyn.Tracker().Get(kube.ServiceAccounts, a.GetNamespace(), create.Name); err != nil {
 		return true, nil, err
 	}
-	bound := req.Spec.BoundObjectRef
-	if bound == nil || bound.Kind != "Secret" || len(req.Spec.Audiences) != 1 || req.Spec.Audiences[0] != "istio-ca" {
+	kind, _, _ := unstructured.NestedString(req.Object, "spec", "boundObjectRef", "kind")
+	secret, _, _ := unstructured.NestedString(req.Object, "spec", "boundObjectRef", "name")
+	audiences, _, _ := unstructured.NestedStringSlice(req.Object, "spec", "audiences")
+	if kind != "Secret" || len(audiences) != 1 || audiences[0] != "istio-ca" {
 		return true, nil, apierrors.NewBadRequest("kubetest: token must be bound to a Secret and have audience istio-ca")
 	}
-	if _, err := c.core.Tracker().Get(kube.Secrets, a.GetNamespace(), bound.Name); err != nil {
+	if _, err := c.dyn.Tracker().Get(kube.Secrets, a.GetNamespace(), secret); err != nil {
 		return true, nil, err
 	}
+	seconds, _, _ := unstructured.NestedInt64(req.Object, "spec", "expirationSeconds")
 	out := req.DeepCopy()
-	out.Status.Token = "token/" + a.GetNamespace() + "/" + create.Name + "/" + bound.Name
-	out.Status.ExpirationTimestamp = metav1.NewTime(time.Now().Add(time.Duration(*req.Spec.ExpirationSeconds) * time.Second))
+	out.Object["status"] = map[string]any{
+		"token":               "token/" + a.GetNamespace() + "/" + create.Name + "/" + secret,
+		"expirationTimestamp": time.Now().Add(time.Duration(seconds) * time.Second).UTC().Format(time.RFC3339),
+	}
 	return true, out, nil
 }
 
@@ -333,16 +307,15 @@ func (c *Cluster) reviewToken(a ktesting.Action) (bool, runtime.Object, error) {
 	if !ok {
 		return false, nil, nil
 	}
-	review, ok := create.GetObject().(*authv1.TokenReview)
+	review, ok := create.GetObject().(*kube.Object)
 	if !ok {
 		return true, nil, errors.New("kubetest: not a TokenReview")
 	}
 	out := review.DeepCopy()
-	parts := splitToken(review.Spec.Token)
-	if parts != nil {
-		if _, err := c.core.Tracker().Get(kube.Secrets, parts[0], parts[2]); err == nil {
-			out.Status.Authenticated = true
-			out.Status.User.Username = "system:serviceaccount:" + parts[0] + ":" + parts[1]
+	token, _, _ := unstructured.NestedString(review.Object, "spec", "token")
+	if parts := splitToken(token); parts != nil {
+		if _, err := c.dyn.Tracker().Get(kube.Secrets, parts[0], parts[2]); err == nil {
+			out.Object["status"] = map[string]any{"authenticated": true, "user": map[string]any{"username": "system:serviceaccount:" + parts[0] + ":" + parts[1]}}
 		}
 	}
 	return true, out, nil

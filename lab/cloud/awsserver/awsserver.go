@@ -151,6 +151,7 @@ func (r *Request) conditions(own map[string][]string) map[string][]string {
 type Config struct {
 	Services  []Service // required
 	Authority Authority // required
+	Faults    *Faults   // nil means none
 	Now       func() time.Time
 	Log       *slog.Logger // required
 }

@@ -14,6 +14,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"time"
 )
 
 func itoa(n int) string { return strconv.Itoa(n) }
@@ -28,6 +29,11 @@ type exchange struct {
 	service  Service
 	op       string
 	json     bool // a Query request that asked for a JSON answer
+
+	account string // of the access key, before anything is verified
+	region  string
+	faults  map[FaultKind]*standing
+	skew    time.Duration // of the endpoint's clock, by a fault
 }
 
 // ServeHTTP answers one AWS request.
@@ -127,12 +133,21 @@ func (s *Server) call(x *exchange, op Operation, req Request) {
 		s.fail(x, err)
 		return
 	}
+	claimed, _ := s.cfg.Authority.Lookup(sig.keyID) // only to know whose faults to consider
+	x.region = sig.region
+	if s.before(x, claimed.AccountID) {
+		return
+	}
 	if sig.service != x.service.Name {
 		s.fail(x, Errorf(codeInvalidSignature, "Credential should be scoped to correct service: '%s'. ", x.service.Name))
 		return
 	}
-	who, err := s.verify(x.r, x.body, sig)
+	who, err := s.verify(x.r, x.body, sig, s.cfg.Now().Add(x.skew))
 	if err != nil {
+		s.fail(x, err)
+		return
+	}
+	if err := s.refuse(x, who); err != nil {
 		s.fail(x, err)
 		return
 	}
@@ -156,8 +171,11 @@ func (s *Server) answer(x *exchange, out any) {
 		s.fail(x, fmt.Errorf("encode the answer of %s: %w", x.op, err))
 		return
 	}
-	s.write(x, http.StatusOK, contentType, body)
+	s.write(x, http.StatusOK, contentType, s.after(x, x.requestKey(), body))
 }
+
+// requestKey tells one read from another: what was asked, by body or by URL.
+func (x *exchange) requestKey() []byte { return append([]byte(x.r.URL.RequestURI()+"\x00"), x.body...) }
 
 // fail writes an error in the protocol of the exchange.
 func (s *Server) fail(x *exchange, err error) {

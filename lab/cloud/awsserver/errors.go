@@ -49,6 +49,8 @@ var queryCodes = map[string]queryName{ //nolint:gochecknoglobals // a constant t
 	codeIncomplete:       {"IncompleteSignature", http.StatusBadRequest},
 	codeAccessDenied:     {"AccessDenied", http.StatusForbidden},
 	codeUnknownOperation: {"InvalidAction", http.StatusBadRequest},
+	codeThrottling:       {"Throttling", http.StatusBadRequest},
+	codeServerError:      {"InternalFailure", http.StatusInternalServerError},
 }
 
 // ec2Codes maps the front's failures to EC2's names and statuses.
@@ -60,6 +62,8 @@ var ec2Codes = map[string]queryName{ //nolint:gochecknoglobals // a constant tab
 	codeIncomplete:       {"IncompleteSignature", http.StatusBadRequest},
 	codeAccessDenied:     {"UnauthorizedOperation", http.StatusForbidden},
 	codeUnknownOperation: {"InvalidAction", http.StatusBadRequest},
+	codeThrottling:       {"RequestLimitExceeded", http.StatusServiceUnavailable},
+	codeServerError:      {"InternalError", http.StatusInternalServerError},
 }
 
 // AccessDenied words a refusal by policy as AWS does.

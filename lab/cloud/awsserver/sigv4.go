@@ -107,12 +107,12 @@ func (s *signature) check() error {
 
 // verify decides whose request this is. The order of the checks is the one clients can observe at AWS: key, token,
 // expiry, then the signature itself, then its age, so that a forged request learns nothing about the clock.
-func (s *Server) verify(r *http.Request, body []byte, sig signature) (Identity, error) {
+func (s *Server) verify(r *http.Request, body []byte, sig signature, now time.Time) (Identity, error) {
 	id, ok := s.cfg.Authority.Lookup(sig.keyID)
 	if !ok || subtle.ConstantTimeCompare([]byte(id.Token), []byte(sig.token)) != 1 {
 		return Identity{}, &Error{Code: codeUnrecognized, Status: http.StatusBadRequest, Message: "The security token included in the request is invalid."}
 	}
-	now := s.cfg.Now().UTC()
+	now = now.UTC()
 	if !id.Expires.IsZero() && !now.Before(id.Expires) {
 		return Identity{}, Errorf(codeExpiredToken, "The security token included in the request is expired")
 	}

@@ -1,5 +1,7 @@
-// Package ec2 is the small part of EC2 the lab has: one VPC that every account sees as its own, as if it were shared
-// with it, and security groups. Rules of security groups are recorded and shown again, but not enforced on packets.
+// Package ec2 is the part of EC2 that the lab has: VPCs with their subnets, gateways, route tables and peerings, and
+// security groups. The lab begins with one VPC, that of its EKS cluster; further ones become networks of their own, and
+// packets pass between two of them only where an active peering and the routes of both sides let them. Internet and NAT
+// gateways and the rules of security groups are recorded and shown again, but do nothing to packets.
 package ec2
 
 import (
@@ -8,15 +10,22 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"slices"
 	"sync"
 
 	"github.com/isthmus-mesh/isthmus/lab/cloud/ecs"
 )
 
+// Bounds of what one account may hold; AWS's own quotas where it has one.
 const (
-	maxGroups = 2500
-	maxRules  = 120 // per group and direction
+	maxVPCs      = 20
+	maxSubnets   = 200 // per VPC
+	maxTables    = 200 // per VPC
+	maxRoutes    = 500 // per route table
+	maxGateways  = 50
+	maxAddresses = 50
+	maxPeerings  = 125
+	maxGroups    = 2500
+	maxRules     = 120 // per group and direction
 )
 
 // Addresses hands out addresses of the VPC; the lab's network implements it.
@@ -25,7 +34,21 @@ type Addresses interface {
 	Release(addr netip.Addr)
 }
 
-// Subnet is a subnet of the VPC.
+// Route says whether packets from From reach To, both ranges of different VPCs. Of several that match a packet the first
+// counts, and none means no.
+type Route struct {
+	From, To netip.Prefix
+	Allow    bool
+}
+
+// Fabric is the network that VPCs beyond the first are made of.
+type Fabric interface {
+	AddNetwork(netip.Prefix) error
+	RemoveNetwork(netip.Prefix) error
+	SetRoutes([]Route) error
+}
+
+// Subnet is a subnet of the lab's first VPC.
 type Subnet struct {
 	ID, Name, Zone string
 	CIDR           netip.Prefix
@@ -34,20 +57,22 @@ type Subnet struct {
 
 // Config is what a Service needs.
 type Config struct {
-	AccountID string    // owner of the VPC; required
-	Region    string    // where the VPC is; other regions are empty; required
+	AccountID string    // owner of the first VPC; required
+	Region    string    // where the first VPC is; required
 	Addresses Addresses // required
-	VPCID     string    // "" means vpc-0isthmus's fixed id
-	VPCCIDR   netip.Prefix
-	Subnets   []Subnet // nil means DefaultSubnets(Region)
+	// Fabric makes further VPCs real. Without it they are recorded, and tasks cannot start in them.
+	Fabric  Fabric
+	VPCID   string // "" means DefaultVPCID
+	VPCCIDR netip.Prefix
+	Subnets []Subnet // nil means DefaultSubnets(Region)
 	// EKSCluster names the security group the EKS cluster would have; "" means none.
 	EKSCluster string
 }
 
-// DefaultVPCID is the id of the lab's VPC.
+// DefaultVPCID is the id of the lab's first VPC.
 const DefaultVPCID = "vpc-0a1b2c3d4e5f60718"
 
-// DefaultSubnets are the two subnets of the lab's VPC that tasks may use.
+// DefaultSubnets are the two subnets of the lab's first VPC that tasks may use.
 func DefaultSubnets(region string) []Subnet {
 	return []Subnet{
 		{ID: "subnet-0a000000000000a01", Name: "isthmus-lab-PublicSubnet-a", Zone: region + "a", CIDR: netip.MustParsePrefix("10.0.128.0/20"), Public: true},
@@ -59,31 +84,46 @@ func DefaultSubnets(region string) []Subnet {
 type Service struct {
 	cfg Config
 
-	mu     sync.Mutex
-	groups map[string]*group // by id; guarded by mu
+	mu        sync.Mutex // guards everything below
+	vpcs      map[string]*vpc
+	subnets   map[string]*subnet
+	gateways  map[string]*gateway
+	addresses map[string]*address
+	nats      map[string]*nat
+	tables    map[string]*routeTable
+	peerings  map[string]*peering
+	groups    map[string]*group
 }
 
 var _ ecs.Network = (*Service)(nil)
 
-// group is a security group.
-type group struct {
-	id, name, description, account, region string
-	tags                                   map[string]string
-	ingress, egress                        []rule
+// owned is what every resource has.
+type owned struct {
+	id, account, region string
+	tags                map[string]string
 }
 
-// rule is one permission of a security group: one protocol, port range and peer.
-type rule struct {
-	id          string
-	protocol    string
-	from, to    string // empty for protocol -1
-	cidr        string
-	cidr6       string
-	peerGroup   string
-	description string
+func (o *owned) common() *owned { return o }
+
+// mine reports whether the resource is one of an account and region.
+func (o *owned) mine(account, region string) bool { return o.account == account && o.region == region }
+
+type vpc struct {
+	owned
+	cidr               netip.Prefix
+	isDefault          bool
+	support, hostnames bool // enableDnsSupport, enableDnsHostnames
 }
 
-// New returns a Service with the VPC, its default security group in every account that asks, and the EKS one.
+type subnet struct {
+	owned
+	vpc    string
+	zone   string
+	cidr   netip.Prefix
+	public bool // mapPublicIpOnLaunch
+}
+
+// New returns a Service with the first VPC and its security groups.
 func New(cfg Config) (*Service, error) {
 	switch {
 	case cfg.AccountID == "":
@@ -102,33 +142,59 @@ func New(cfg Config) (*Service, error) {
 	if cfg.Subnets == nil {
 		cfg.Subnets = DefaultSubnets(cfg.Region)
 	}
-	s := &Service{cfg: cfg, groups: map[string]*group{}}
-	s.addGroup(cfg.AccountID, cfg.Region, "default", "default VPC security group")
-	if cfg.EKSCluster != "" {
-		g := s.addGroup(cfg.AccountID, cfg.Region, "eks-cluster-sg-"+cfg.EKSCluster+"-1", "EKS created security group")
-		g.tags["kubernetes.io/cluster/"+cfg.EKSCluster] = "owned"
-	}
+	s := &Service{cfg: cfg, vpcs: map[string]*vpc{}, subnets: map[string]*subnet{}, gateways: map[string]*gateway{}, addresses: map[string]*address{},
+		nats: map[string]*nat{}, tables: map[string]*routeTable{}, peerings: map[string]*peering{}, groups: map[string]*group{}}
+	s.furnish()
 	return s, nil
 }
 
-func (s *Service) addGroup(account, region, name, description string) *group {
-	g := &group{id: "sg-0" + hexID(8), name: name, description: description, account: account, region: region, tags: map[string]string{}}
-	g.egress = []rule{{id: "sgr-0" + hexID(8), protocol: "-1", cidr: "0.0.0.0/0"}}
-	s.groups[g.id] = g
-	return g
+// furnish makes the first VPC as eksctl leaves it: public subnets that share a route table, and the main route table,
+// which everything else in the VPC uses, the pods included.
+func (s *Service) furnish() {
+	cfg := s.cfg
+	tags := map[string]string{"Name": "isthmus-lab/VPC"}
+	if cfg.EKSCluster != "" {
+		tags["alpha.eksctl.io/cluster-name"] = cfg.EKSCluster
+	}
+	v := &vpc{owned: s.owned("", cfg.AccountID, cfg.Region), cidr: cfg.VPCCIDR, isDefault: true, support: true, hostnames: true}
+	v.id, v.tags = cfg.VPCID, tags
+	s.vpcs[v.id] = v
+	igw := &gateway{owned: s.owned("igw-", v.account, v.region), vpc: v.id}
+	igw.tags["Name"] = "isthmus-lab/InternetGateway"
+	s.gateways[igw.id] = igw
+	s.addTable(v, true).tags["Name"] = "isthmus-lab/PrivateRouteTable"
+	public := s.addTable(v, false)
+	public.tags["Name"] = "isthmus-lab/PublicRouteTable"
+	public.routes = append(public.routes, route{destination: netip.MustParsePrefix("0.0.0.0/0"), target: igw.id})
+	for _, sn := range cfg.Subnets {
+		x := &subnet{owned: s.owned("", v.account, v.region), vpc: v.id, zone: sn.Zone, cidr: sn.CIDR, public: sn.Public}
+		x.id, x.tags = sn.ID, map[string]string{"Name": sn.Name, "kubernetes.io/role/elb": "1"}
+		s.subnets[x.id] = x
+		public.associations[s.newID("rtbassoc-")] = x.id
+	}
+	s.addGroup(v, "default", "default VPC security group")
+	if cfg.EKSCluster != "" {
+		g := s.addGroup(v, "eks-cluster-sg-"+cfg.EKSCluster+"-1", "EKS created security group")
+		g.tags["kubernetes.io/cluster/"+cfg.EKSCluster] = "owned"
+	}
 }
 
-// Subnet finds a subnet; every account of the lab may use them.
-func (s *Service) Subnet(_, region, id string) (ecs.Subnet, bool) {
-	if region != s.cfg.Region {
+// owned makes the common part of a new resource.
+func (s *Service) owned(prefix, account, region string) owned {
+	return owned{id: s.newID(prefix), account: account, region: region, tags: map[string]string{}}
+}
+
+func (s *Service) newID(prefix string) string { return prefix + "0" + hexID(8) }
+
+// Subnet finds a subnet of an account.
+func (s *Service) Subnet(account, region, id string) (ecs.Subnet, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	sn := s.subnets[id]
+	if sn == nil || !sn.mine(account, region) {
 		return ecs.Subnet{}, false
 	}
-	i := slices.IndexFunc(s.cfg.Subnets, func(sn Subnet) bool { return sn.ID == id })
-	if i < 0 {
-		return ecs.Subnet{}, false
-	}
-	sn := s.cfg.Subnets[i]
-	return ecs.Subnet{ID: sn.ID, Zone: sn.Zone, CIDR: sn.CIDR}, true
+	return ecs.Subnet{ID: sn.id, Zone: sn.zone, CIDR: sn.cidr}, true
 }
 
 // SecurityGroupExists reports whether an account can use a security group.
@@ -136,7 +202,7 @@ func (s *Service) SecurityGroupExists(account, region, id string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	g := s.groups[id]
-	return g != nil && g.account == account && g.region == region
+	return g != nil && g.mine(account, region)
 }
 
 // Allocate takes an address of a subnet.

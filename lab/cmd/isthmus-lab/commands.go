@@ -56,6 +56,7 @@ func commands() []command {
 		{"kill", "COMPONENT", "end a component as a crash would; it comes back by itself", action(daemon.ActionKill)},
 		{"stop", "COMPONENT", "end a component and keep it down", action(daemon.ActionStop)},
 		{"restart", "COMPONENT", "restart a component, or start a stopped one", action(daemon.ActionRestart)},
+		{"fault", "[FAULT] [--call C] [--off]", "let the AWS endpoint misbehave: throttle, error, slow, empty, ...", commandLine.fault},
 		{"run", "[--keep] [SCENARIO]", "walk through a scenario of the guide: 2 unless said otherwise", commandLine.scenario},
 		{"kubectl", "[ARGUMENTS]", "run kubectl against the lab", passOn("kubectl")},
 		{"istioctl", "[ARGUMENTS]", "run istioctl against the lab", passOn("istioctl")},
@@ -189,6 +190,7 @@ func (c commandLine) env(_ context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
+	fmt.Fprintf(c.stdout, "unset %s\n", strings.Join(daemon.Unset(), " "))
 	for _, v := range variables {
 		fmt.Fprintf(c.stdout, "export %s=%s\n", v.Name, quote(v.Value))
 	}

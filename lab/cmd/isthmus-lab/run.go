@@ -79,13 +79,9 @@ func (c commandLine) walk(ctx context.Context, dir daemon.Dir, s scenario.Scenar
 	if err := os.Symlink(examples, filepath.Join(work, "examples")); err != nil {
 		return nil, fmt.Errorf("link the examples: %w", err)
 	}
-	variables, err := dir.Env()
+	env, err := dir.Environ(os.Environ())
 	if err != nil {
 		return nil, err
-	}
-	env := os.Environ()
-	for _, v := range variables {
-		env = append(env, v.Name+"="+v.Value)
 	}
 	env = append(env, "PATH="+strings.Join([]string{programs, dir.Bin(), c.getenv("PATH")}, ":"), "NO_COLOR=1")
 	return scenario.Run(ctx, s, scenario.Options{Env: env, Dir: work, Out: c.stdout, Color: isTerminal(c.stdout) && c.getenv("NO_COLOR") == ""})

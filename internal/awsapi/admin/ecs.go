@@ -1,4 +1,4 @@
-package awsapi
+package admin
 
 import (
 	"context"
@@ -7,6 +7,8 @@ import (
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/ecs"
 	"github.com/aws/aws-sdk-go-v2/service/ecs/types"
+
+	"github.com/isthmus-mesh/isthmus/internal/awsapi"
 )
 
 func ecsTags(tags map[string]string) []types.Tag {
@@ -18,7 +20,7 @@ func ecsTags(tags map[string]string) []types.Tag {
 }
 
 // CreateCluster creates an ECS cluster; one that exists is left as it is.
-func (a *Admin) CreateCluster(ctx context.Context, name string, tags map[string]string) error {
+func (a *Client) CreateCluster(ctx context.Context, name string, tags map[string]string) error {
 	if _, err := a.calls.createCluster(ctx, &ecs.CreateClusterInput{ClusterName: aws.String(name), Tags: ecsTags(tags)}); err != nil {
 		return fmt.Errorf("create ecs cluster %s: %w", name, err)
 	}
@@ -26,7 +28,7 @@ func (a *Admin) CreateCluster(ctx context.Context, name string, tags map[string]
 }
 
 // DeleteCluster deletes an ECS cluster without services and tasks.
-func (a *Admin) DeleteCluster(ctx context.Context, name string) error {
+func (a *Client) DeleteCluster(ctx context.Context, name string) error {
 	if _, err := a.calls.deleteCluster(ctx, &ecs.DeleteClusterInput{Cluster: aws.String(name)}); err != nil {
 		return fmt.Errorf("delete ecs cluster %s: %w", name, err)
 	}
@@ -34,7 +36,7 @@ func (a *Admin) DeleteCluster(ctx context.Context, name string) error {
 }
 
 // TagResource adds tags to an ECS resource.
-func (a *Admin) TagResource(ctx context.Context, arn string, tags map[string]string) error {
+func (a *Client) TagResource(ctx context.Context, arn string, tags map[string]string) error {
 	if _, err := a.calls.tagResource(ctx, &ecs.TagResourceInput{ResourceArn: aws.String(arn), Tags: ecsTags(tags)}); err != nil {
 		return fmt.Errorf("tag %s: %w", arn, err)
 	}
@@ -51,7 +53,7 @@ type ServiceSpec struct {
 }
 
 // CreateService creates an ECS service with ECS Exec enabled.
-func (a *Admin) CreateService(ctx context.Context, s ServiceSpec) error {
+func (a *Client) CreateService(ctx context.Context, s ServiceSpec) error {
 	public := types.AssignPublicIpDisabled
 	if s.PublicIP {
 		public = types.AssignPublicIpEnabled
@@ -70,7 +72,7 @@ func (a *Admin) CreateService(ctx context.Context, s ServiceSpec) error {
 }
 
 // SetTaskDefinition rolls a service over to another revision.
-func (a *Admin) SetTaskDefinition(ctx context.Context, cluster, service, definition string) error {
+func (a *Client) SetTaskDefinition(ctx context.Context, cluster, service, definition string) error {
 	_, err := a.calls.updateService(ctx, &ecs.UpdateServiceInput{Cluster: aws.String(cluster), Service: aws.String(service), TaskDefinition: aws.String(definition)})
 	if err != nil {
 		return fmt.Errorf("update service %s in %s: %w", service, cluster, err)
@@ -79,7 +81,7 @@ func (a *Admin) SetTaskDefinition(ctx context.Context, cluster, service, definit
 }
 
 // Scale sets the desired count of a service.
-func (a *Admin) Scale(ctx context.Context, cluster, service string, desired int) error {
+func (a *Client) Scale(ctx context.Context, cluster, service string, desired int) error {
 	_, err := a.calls.updateService(ctx, &ecs.UpdateServiceInput{Cluster: aws.String(cluster), Service: aws.String(service), DesiredCount: aws.Int32(int32(desired))}) //nolint:gosec // a small count
 	if err != nil {
 		return fmt.Errorf("scale service %s in %s: %w", service, cluster, err)
@@ -88,7 +90,7 @@ func (a *Admin) Scale(ctx context.Context, cluster, service string, desired int)
 }
 
 // DeleteService deletes a service with its tasks.
-func (a *Admin) DeleteService(ctx context.Context, cluster, service string) error {
+func (a *Client) DeleteService(ctx context.Context, cluster, service string) error {
 	_, err := a.calls.deleteService(ctx, &ecs.DeleteServiceInput{Cluster: aws.String(cluster), Service: aws.String(service), Force: aws.Bool(true)})
 	if err != nil {
 		return fmt.Errorf("delete service %s in %s: %w", service, cluster, err)
@@ -97,8 +99,8 @@ func (a *Admin) DeleteService(ctx context.Context, cluster, service string) erro
 }
 
 // TaskDefinitions returns the ARNs of the active revisions of a family.
-func (a *Admin) TaskDefinitions(ctx context.Context, family string) ([]string, error) {
-	return pages("task definitions", func(token *string) ([]string, *string, error) {
+func (a *Client) TaskDefinitions(ctx context.Context, family string) ([]string, error) {
+	return awsapi.Pages("task definitions", func(token *string) ([]string, *string, error) {
 		out, err := a.calls.listTaskDefinitions(ctx, &ecs.ListTaskDefinitionsInput{FamilyPrefix: aws.String(family), NextToken: token})
 		if err != nil {
 			return nil, nil, fmt.Errorf("list revisions of %s: %w", family, err)
@@ -108,7 +110,7 @@ func (a *Admin) TaskDefinitions(ctx context.Context, family string) ([]string, e
 }
 
 // DeregisterTaskDefinition makes a revision inactive.
-func (a *Admin) DeregisterTaskDefinition(ctx context.Context, arn string) error {
+func (a *Client) DeregisterTaskDefinition(ctx context.Context, arn string) error {
 	if _, err := a.calls.deregisterTaskDefinition(ctx, &ecs.DeregisterTaskDefinitionInput{TaskDefinition: aws.String(arn)}); err != nil {
 		return fmt.Errorf("deregister %s: %w", arn, err)
 	}
@@ -116,7 +118,7 @@ func (a *Admin) DeregisterTaskDefinition(ctx context.Context, arn string) error 
 }
 
 // StopTask stops a task.
-func (a *Admin) StopTask(ctx context.Context, cluster, task, reason string) error {
+func (a *Client) StopTask(ctx context.Context, cluster, task, reason string) error {
 	if _, err := a.calls.stopTask(ctx, &ecs.StopTaskInput{Cluster: aws.String(cluster), Task: aws.String(task), Reason: aws.String(reason)}); err != nil {
 		return fmt.Errorf("stop task %s: %w", task, err)
 	}
@@ -127,7 +129,7 @@ func (a *Admin) StopTask(ctx context.Context, cluster, task, reason string) erro
 type ExecSession struct{ StreamURL, Token string }
 
 // ExecuteCommand starts a command in a container of a task.
-func (a *Admin) ExecuteCommand(ctx context.Context, cluster, task, container, command string) (ExecSession, error) {
+func (a *Client) ExecuteCommand(ctx context.Context, cluster, task, container, command string) (ExecSession, error) {
 	out, err := a.calls.executeCommand(ctx, &ecs.ExecuteCommandInput{
 		Cluster: aws.String(cluster), Task: aws.String(task), Container: aws.String(container), Command: aws.String(command), Interactive: true})
 	if err != nil {

@@ -1,4 +1,4 @@
-package awsapi
+package admin
 
 import (
 	"context"
@@ -12,8 +12,8 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/sts"
 )
 
-// adminCalls holds the SDK's methods one by one; see the package comment for why.
-type adminCalls struct {
+// calls holds the SDK's methods one by one; see awsapi for why.
+type calls struct {
 	getCallerIdentity func(context.Context, *sts.GetCallerIdentityInput, ...func(*sts.Options)) (*sts.GetCallerIdentityOutput, error)
 
 	createCluster            func(context.Context, *ecs.CreateClusterInput, ...func(*ecs.Options)) (*ecs.CreateClusterOutput, error)
@@ -38,6 +38,7 @@ type adminCalls struct {
 
 	describeCluster              func(context.Context, *eks.DescribeClusterInput, ...func(*eks.Options)) (*eks.DescribeClusterOutput, error)
 	listPodIdentityAssociations  func(context.Context, *eks.ListPodIdentityAssociationsInput, ...func(*eks.Options)) (*eks.ListPodIdentityAssociationsOutput, error)
+	deletePodIdentityAssociation func(context.Context, *eks.DeletePodIdentityAssociationInput, ...func(*eks.Options)) (*eks.DeletePodIdentityAssociationOutput, error)
 	createPodIdentityAssociation func(context.Context, *eks.CreatePodIdentityAssociationInput, ...func(*eks.Options)) (*eks.CreatePodIdentityAssociationOutput, error)
 
 	describeSubnets        func(context.Context, *ec2.DescribeSubnetsInput, ...func(*ec2.Options)) (*ec2.DescribeSubnetsOutput, error)
@@ -46,14 +47,15 @@ type adminCalls struct {
 	createSecurityGroup    func(context.Context, *ec2.CreateSecurityGroupInput, ...func(*ec2.Options)) (*ec2.CreateSecurityGroupOutput, error)
 	authorizeIngress       func(context.Context, *ec2.AuthorizeSecurityGroupIngressInput, ...func(*ec2.Options)) (*ec2.AuthorizeSecurityGroupIngressOutput, error)
 	deleteSecurityGroup    func(context.Context, *ec2.DeleteSecurityGroupInput, ...func(*ec2.Options)) (*ec2.DeleteSecurityGroupOutput, error)
+	describeLogGroups      func(context.Context, *cloudwatchlogs.DescribeLogGroupsInput, ...func(*cloudwatchlogs.Options)) (*cloudwatchlogs.DescribeLogGroupsOutput, error)
 	createLogGroup         func(context.Context, *cloudwatchlogs.CreateLogGroupInput, ...func(*cloudwatchlogs.Options)) (*cloudwatchlogs.CreateLogGroupOutput, error)
 	deleteLogGroup         func(context.Context, *cloudwatchlogs.DeleteLogGroupInput, ...func(*cloudwatchlogs.Options)) (*cloudwatchlogs.DeleteLogGroupOutput, error)
 }
 
-func newAdminCalls(cfg aws.Config) adminCalls {
+func newCalls(cfg aws.Config) calls {
 	ecsClient, iamClient, eksClient := ecs.NewFromConfig(cfg), iam.NewFromConfig(cfg), eks.NewFromConfig(cfg)
 	ec2Client, logsClient := ec2.NewFromConfig(cfg), cloudwatchlogs.NewFromConfig(cfg)
-	return adminCalls{
+	return calls{
 		getCallerIdentity: sts.NewFromConfig(cfg).GetCallerIdentity,
 
 		createCluster: ecsClient.CreateCluster, deleteCluster: ecsClient.DeleteCluster, tagResource: ecsClient.TagResource,
@@ -67,10 +69,12 @@ func newAdminCalls(cfg aws.Config) adminCalls {
 
 		describeCluster: eksClient.DescribeCluster, listPodIdentityAssociations: eksClient.ListPodIdentityAssociations,
 		createPodIdentityAssociation: eksClient.CreatePodIdentityAssociation,
+		deletePodIdentityAssociation: eksClient.DeletePodIdentityAssociation,
 
 		describeSubnets: ec2Client.DescribeSubnets, describeVpcs: ec2Client.DescribeVpcs, describeSecurityGroups: ec2Client.DescribeSecurityGroups,
 		createSecurityGroup: ec2Client.CreateSecurityGroup, authorizeIngress: ec2Client.AuthorizeSecurityGroupIngress,
 		deleteSecurityGroup: ec2Client.DeleteSecurityGroup,
+		describeLogGroups:   logsClient.DescribeLogGroups,
 		createLogGroup:      logsClient.CreateLogGroup, deleteLogGroup: logsClient.DeleteLogGroup,
 	}
 }

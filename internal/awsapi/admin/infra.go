@@ -1,4 +1,4 @@
-package awsapi
+package admin
 
 import (
 	"context"
@@ -15,6 +15,8 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/eks"
 	"github.com/aws/aws-sdk-go-v2/service/iam"
 	iamtypes "github.com/aws/aws-sdk-go-v2/service/iam/types"
+
+	"github.com/isthmus-mesh/isthmus/internal/awsapi"
 )
 
 // Role is an IAM role as the command line wants it.
@@ -28,14 +30,14 @@ type Role struct {
 
 // EnsureRole creates a role or brings its policies to what is wanted. It returns the role's ARN and what it changed, one
 // line each; with dryRun it only tells.
-func (a *Admin) EnsureRole(ctx context.Context, r Role, dryRun bool) (arn string, changes []string, err error) {
+func (a *Client) EnsureRole(ctx context.Context, r Role, dryRun bool) (arn string, changes []string, err error) {
 	trust, err := json.Marshal(r.Trust)
 	if err != nil {
 		return "", nil, fmt.Errorf("encode trust policy of %s: %w", r.Name, err)
 	}
 	got, err := a.calls.getRole(ctx, &iam.GetRoleInput{RoleName: aws.String(r.Name)})
 	switch {
-	case IsNotFound(err):
+	case awsapi.IsNotFound(err):
 		changes = append(changes, "create role "+r.Path+r.Name)
 		if dryRun {
 			break
@@ -77,13 +79,13 @@ func (a *Admin) EnsureRole(ctx context.Context, r Role, dryRun bool) (arn string
 }
 
 // EnsureRolePolicy puts an inline policy on a role unless it is there already.
-func (a *Admin) EnsureRolePolicy(ctx context.Context, role, name string, doc map[string]any, dryRun bool) (changed bool, err error) {
+func (a *Client) EnsureRolePolicy(ctx context.Context, role, name string, doc map[string]any, dryRun bool) (changed bool, err error) {
 	want, err := json.Marshal(doc)
 	if err != nil {
 		return false, fmt.Errorf("encode policy %s: %w", name, err)
 	}
 	got, err := a.calls.getRolePolicy(ctx, &iam.GetRolePolicyInput{RoleName: aws.String(role), PolicyName: aws.String(name)})
-	if err != nil && !IsNotFound(err) {
+	if err != nil && !awsapi.IsNotFound(err) {
 		return false, fmt.Errorf("get policy %s of role %s: %w", name, role, err)
 	}
 	if err == nil && samePolicy(aws.ToString(got.PolicyDocument), want) {
@@ -110,18 +112,18 @@ func samePolicy(have string, want []byte) bool {
 }
 
 // DeleteRolePolicy removes an inline policy; one that is not there is no error.
-func (a *Admin) DeleteRolePolicy(ctx context.Context, role, name string) error {
+func (a *Client) DeleteRolePolicy(ctx context.Context, role, name string) error {
 	_, err := a.calls.deleteRolePolicy(ctx, &iam.DeleteRolePolicyInput{RoleName: aws.String(role), PolicyName: aws.String(name)})
-	if err != nil && !IsNotFound(err) {
+	if err != nil && !awsapi.IsNotFound(err) {
 		return fmt.Errorf("delete policy %s of role %s: %w", name, role, err)
 	}
 	return nil
 }
 
 // DeleteRole deletes a role with its inline policies if it carries a tag; deleted tells whether it did.
-func (a *Admin) DeleteRole(ctx context.Context, name, tag string) (deleted bool, err error) {
+func (a *Client) DeleteRole(ctx context.Context, name, tag string) (deleted bool, err error) {
 	role, err := a.calls.getRole(ctx, &iam.GetRoleInput{RoleName: aws.String(name)})
-	if IsNotFound(err) {
+	if awsapi.IsNotFound(err) {
 		return false, nil
 	}
 	if err != nil {
@@ -139,7 +141,7 @@ func (a *Admin) DeleteRole(ctx context.Context, name, tag string) (deleted bool,
 			return false, err
 		}
 	}
-	if _, err := a.calls.deleteRole(ctx, &iam.DeleteRoleInput{RoleName: aws.String(name)}); err != nil && !IsNotFound(err) {
+	if _, err := a.calls.deleteRole(ctx, &iam.DeleteRoleInput{RoleName: aws.String(name)}); err != nil && !awsapi.IsNotFound(err) {
 		return false, fmt.Errorf("delete role %s: %w", name, err)
 	}
 	return true, nil
@@ -149,7 +151,7 @@ func (a *Admin) DeleteRole(ctx context.Context, name, tag string) (deleted bool,
 type EKSCluster struct{ Name, Status, VPC string }
 
 // EKSCluster describes an EKS cluster.
-func (a *Admin) EKSCluster(ctx context.Context, name string) (EKSCluster, error) {
+func (a *Client) EKSCluster(ctx context.Context, name string) (EKSCluster, error) {
 	out, err := a.calls.describeCluster(ctx, &eks.DescribeClusterInput{Name: aws.String(name)})
 	if err != nil {
 		return EKSCluster{}, fmt.Errorf("describe eks cluster %s: %w", name, err)
@@ -162,7 +164,7 @@ func (a *Admin) EKSCluster(ctx context.Context, name string) (EKSCluster, error)
 }
 
 // EnsurePodIdentity associates a role with a Kubernetes service account of an EKS cluster, unless one is already.
-func (a *Admin) EnsurePodIdentity(ctx context.Context, cluster, namespace, serviceAccount, roleARN string, dryRun bool) (changed bool, err error) {
+func (a *Client) EnsurePodIdentity(ctx context.Context, cluster, namespace, serviceAccount, roleARN string, dryRun bool) (changed bool, err error) {
 	out, err := a.calls.listPodIdentityAssociations(ctx, &eks.ListPodIdentityAssociationsInput{
 		ClusterName: aws.String(cluster), Namespace: aws.String(namespace), ServiceAccount: aws.String(serviceAccount)})
 	if err != nil {
@@ -176,14 +178,14 @@ func (a *Admin) EnsurePodIdentity(ctx context.Context, cluster, namespace, servi
 	}
 	_, err = a.calls.createPodIdentityAssociation(ctx, &eks.CreatePodIdentityAssociationInput{
 		ClusterName: aws.String(cluster), Namespace: aws.String(namespace), ServiceAccount: aws.String(serviceAccount), RoleArn: aws.String(roleARN)})
-	if err != nil && !IsAlreadyExists(err) {
+	if err != nil && !awsapi.IsAlreadyExists(err) {
 		return false, fmt.Errorf("associate %s/%s with %s: %w", namespace, serviceAccount, roleARN, err)
 	}
 	return true, nil
 }
 
 // Subnets returns the ids of a VPC's subnets whose Name tag matches a pattern with wildcards; "" means all.
-func (a *Admin) Subnets(ctx context.Context, vpc, namePattern string) ([]string, error) {
+func (a *Client) Subnets(ctx context.Context, vpc, namePattern string) ([]string, error) {
 	filters := []ec2types.Filter{{Name: aws.String("vpc-id"), Values: []string{vpc}}}
 	if namePattern != "" {
 		filters = append(filters, ec2types.Filter{Name: aws.String("tag:Name"), Values: []string{namePattern}})
@@ -200,7 +202,7 @@ func (a *Admin) Subnets(ctx context.Context, vpc, namePattern string) ([]string,
 }
 
 // VPCRange returns the IPv4 range of a VPC.
-func (a *Admin) VPCRange(ctx context.Context, vpc string) (string, error) {
+func (a *Client) VPCRange(ctx context.Context, vpc string) (string, error) {
 	out, err := a.calls.describeVpcs(ctx, &ec2.DescribeVpcsInput{VpcIds: []string{vpc}})
 	if err != nil {
 		return "", fmt.Errorf("describe vpc %s: %w", vpc, err)
@@ -212,7 +214,7 @@ func (a *Admin) VPCRange(ctx context.Context, vpc string) (string, error) {
 }
 
 // SecurityGroup returns the id of a VPC's security group by name; "" if there is none.
-func (a *Admin) SecurityGroup(ctx context.Context, vpc, name string) (string, error) {
+func (a *Client) SecurityGroup(ctx context.Context, vpc, name string) (string, error) {
 	out, err := a.calls.describeSecurityGroups(ctx, &ec2.DescribeSecurityGroupsInput{Filters: []ec2types.Filter{
 		{Name: aws.String("vpc-id"), Values: []string{vpc}}, {Name: aws.String("group-name"), Values: []string{name}}}})
 	if err != nil {
@@ -225,7 +227,7 @@ func (a *Admin) SecurityGroup(ctx context.Context, vpc, name string) (string, er
 }
 
 // EnsureSecurityGroup creates a security group that admits one TCP port from an IPv4 range, unless it exists.
-func (a *Admin) EnsureSecurityGroup(ctx context.Context, vpc, name, description string, port uint16, from string, dryRun bool) (id string, changed bool, err error) {
+func (a *Client) EnsureSecurityGroup(ctx context.Context, vpc, name, description string, port uint16, from string, dryRun bool) (id string, changed bool, err error) {
 	id, err = a.SecurityGroup(ctx, vpc, name)
 	if err != nil || id != "" || dryRun {
 		return id, id == "" && err == nil, err
@@ -238,24 +240,24 @@ func (a *Admin) EnsureSecurityGroup(ctx context.Context, vpc, name, description 
 	_, err = a.calls.authorizeIngress(ctx, &ec2.AuthorizeSecurityGroupIngressInput{GroupId: out.GroupId, IpPermissions: []ec2types.IpPermission{{
 		IpProtocol: aws.String("tcp"), FromPort: aws.Int32(int32(port)), ToPort: aws.Int32(int32(port)),
 		IpRanges: []ec2types.IpRange{{CidrIp: aws.String(from), Description: aws.String("HBONE from the mesh")}}}}})
-	if err != nil && Code(err) != "InvalidPermission.Duplicate" {
+	if err != nil && awsapi.Code(err) != "InvalidPermission.Duplicate" {
 		return "", false, fmt.Errorf("open port %d of security group %s: %w", port, name, err)
 	}
 	return id, true, nil
 }
 
 // DeleteSecurityGroup deletes a security group by id.
-func (a *Admin) DeleteSecurityGroup(ctx context.Context, id string) error {
-	if _, err := a.calls.deleteSecurityGroup(ctx, &ec2.DeleteSecurityGroupInput{GroupId: aws.String(id)}); err != nil && !IsNotFound(err) {
+func (a *Client) DeleteSecurityGroup(ctx context.Context, id string) error {
+	if _, err := a.calls.deleteSecurityGroup(ctx, &ec2.DeleteSecurityGroupInput{GroupId: aws.String(id)}); err != nil && !awsapi.IsNotFound(err) {
 		return fmt.Errorf("delete security group %s: %w", id, err)
 	}
 	return nil
 }
 
 // EnsureLogGroup creates a log group unless it exists.
-func (a *Admin) EnsureLogGroup(ctx context.Context, name string) (changed bool, err error) {
+func (a *Client) EnsureLogGroup(ctx context.Context, name string) (changed bool, err error) {
 	_, err = a.calls.createLogGroup(ctx, &cloudwatchlogs.CreateLogGroupInput{LogGroupName: aws.String(name)})
-	if IsAlreadyExists(err) {
+	if awsapi.IsAlreadyExists(err) {
 		return false, nil
 	}
 	if err != nil {
@@ -265,9 +267,9 @@ func (a *Admin) EnsureLogGroup(ctx context.Context, name string) (changed bool, 
 }
 
 // DeleteLogGroup deletes a log group; found tells whether there was one.
-func (a *Admin) DeleteLogGroup(ctx context.Context, name string) (found bool, err error) {
+func (a *Client) DeleteLogGroup(ctx context.Context, name string) (found bool, err error) {
 	_, err = a.calls.deleteLogGroup(ctx, &cloudwatchlogs.DeleteLogGroupInput{LogGroupName: aws.String(name)})
-	if IsNotFound(err) {
+	if awsapi.IsNotFound(err) {
 		return false, nil
 	}
 	if err != nil {

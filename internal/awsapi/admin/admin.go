@@ -1,4 +1,8 @@
-package awsapi
+// Package admin makes the AWS calls with which the command line and the lab set things up, beyond what discovery may do.
+//
+// It is apart from awsapi so that the controller, which only reads, links none of it: IAM, EKS, EC2 and CloudWatch Logs
+// are megabytes of code and rights that the controller must not have.
+package admin
 
 import (
 	"bytes"
@@ -17,33 +21,34 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/ecs"
 	"github.com/aws/aws-sdk-go-v2/service/sts"
 	"github.com/aws/smithy-go"
+
+	"github.com/isthmus-mesh/isthmus/internal/awsapi"
 )
 
-// Admin makes the calls with which the command line sets things up, beyond what discovery may do. It is safe for
-// concurrent use.
-type Admin struct {
-	*ECS
+// Client makes the administrative calls of one account and region. It is safe for concurrent use.
+type Client struct {
+	*awsapi.ECS
 	cfg     aws.Config
-	session *Session
+	session *awsapi.Session
 	account string // whose request limits raw calls draw from; "" is the session's own
-	calls   adminCalls
+	calls   calls
 	ecs     struct { // where raw ECS calls go
 		url    string
 		region string
 	}
 }
 
-// NewAdmin returns the calls of a target.
-func NewAdmin(ctx context.Context, s *Session, t Target) (*Admin, error) {
-	cfg, err := s.config(t)
+// New returns the calls of a target.
+func New(ctx context.Context, s *awsapi.Session, t awsapi.Target) (*Client, error) {
+	cfg, err := s.SDKConfig(t)
 	if err != nil {
 		return nil, err
 	}
-	read, err := NewECS(s, t)
+	read, err := awsapi.NewECS(s, t)
 	if err != nil {
 		return nil, err
 	}
-	a := &Admin{ECS: read, cfg: cfg, session: s, account: t.accountID(), calls: newAdminCalls(cfg)}
+	a := &Client{ECS: read, cfg: cfg, session: s, account: t.AccountID(), calls: newCalls(cfg)}
 	opt := ecs.NewFromConfig(cfg).Options()
 	ep, err := opt.EndpointResolverV2.ResolveEndpoint(ctx, ecs.EndpointParameters{Region: aws.String(cfg.Region), Endpoint: opt.BaseEndpoint})
 	if err != nil {
@@ -54,10 +59,10 @@ func NewAdmin(ctx context.Context, s *Session, t Target) (*Admin, error) {
 }
 
 // Region is the region of the calls.
-func (a *Admin) Region() string { return a.cfg.Region }
+func (a *Client) Region() string { return a.cfg.Region }
 
 // Account returns the account id and ARN of the caller.
-func (a *Admin) Account(ctx context.Context) (account, arn string, err error) {
+func (a *Client) Account(ctx context.Context) (account, arn string, err error) {
 	out, err := a.calls.getCallerIdentity(ctx, &sts.GetCallerIdentityInput{})
 	if err != nil {
 		return "", "", fmt.Errorf("ask aws who we are: %w", err)
@@ -70,7 +75,7 @@ const maxRawAnswer = 4 << 20
 
 // TaskDefinition returns a task definition in its wire form, so that members younger than the SDK survive, and its tags.
 // The reference is a family, family:revision or an ARN.
-func (a *Admin) TaskDefinition(ctx context.Context, ref string) (definition map[string]any, tags map[string]string, err error) {
+func (a *Client) TaskDefinition(ctx context.Context, ref string) (definition map[string]any, tags map[string]string, err error) {
 	var out struct {
 		TaskDefinition map[string]any `json:"taskDefinition"`
 		Tags           []wireTag      `json:"tags"`
@@ -100,7 +105,7 @@ func wireTags(tags map[string]string) []wireTag {
 }
 
 // RegisterTaskDefinition registers a task definition in its wire form and returns the ARN of the revision.
-func (a *Admin) RegisterTaskDefinition(ctx context.Context, definition map[string]any, tags map[string]string) (string, error) {
+func (a *Client) RegisterTaskDefinition(ctx context.Context, definition map[string]any, tags map[string]string) (string, error) {
 	in := map[string]any{}
 	for k, v := range definition {
 		in[k] = v
@@ -121,46 +126,16 @@ func (a *Admin) RegisterTaskDefinition(ctx context.Context, definition map[strin
 
 // raw makes one ECS call in the JSON 1.1 protocol without the SDK's types. Like the SDK's calls it keeps to the request
 // limits, is observed, and is tried again when AWS throttles or fails.
-func (a *Admin) raw(ctx context.Context, operation string, in, out any) error {
+func (a *Client) raw(ctx context.Context, operation string, in, out any) error {
 	body, err := json.Marshal(in)
 	if err != nil {
 		return fmt.Errorf("encode: %w", err)
 	}
-	cfg, call := a.session.cfg, Call{Service: "ECS", Operation: operation, Region: a.ecs.region, Account: a.account}
-	start := time.Now()
-	for {
-		var waited time.Duration
-		waited, err = a.session.limits.wait(ctx, a.account, a.ecs.region, category("ECS", operation))
-		call.Waited += waited
-		call.Attempts++
-		if err == nil {
-			err = a.rawOnce(ctx, operation, body, out)
-		}
-		call.Kind = KindOf(err)
-		if call.Kind != Throttled && call.Kind != Unavailable || call.Attempts >= cfg.MaxAttempts || !pauseRaw(ctx, call.Attempts) {
-			break
-		}
-	}
-	call.Took = time.Since(start)
-	if cfg.Observe != nil {
-		cfg.Observe(call)
-	}
-	return err
+	call := awsapi.Call{Service: "ECS", Operation: operation, Region: a.ecs.region, Account: a.account}
+	return a.session.Do(ctx, call, func(ctx context.Context) error { return a.rawOnce(ctx, operation, body, out) })
 }
 
-// pauseRaw waits before another try; it returns false if ctx ended.
-func pauseRaw(ctx context.Context, attempt int) bool {
-	timer := time.NewTimer(time.Duration(attempt) * 500 * time.Millisecond)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-timer.C:
-		return true
-	}
-}
-
-func (a *Admin) rawOnce(ctx context.Context, operation string, body []byte, out any) error {
+func (a *Client) rawOnce(ctx context.Context, operation string, body []byte, out any) error {
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, a.ecs.url, bytes.NewReader(body))
 	if err != nil {
 		return err

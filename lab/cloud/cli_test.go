@@ -1,0 +1,84 @@
+package cloud_test
+
+import (
+	"bytes"
+	"encoding/json"
+	"strings"
+	"testing"
+
+	"github.com/isthmus-mesh/isthmus/internal/cli"
+)
+
+// TestInfrastructure runs the command line's infra commands against the endpoint: plan changes nothing, apply makes what
+// plan said, a second apply has nothing to do, destroy takes back what apply made and leaves what was there before.
+func TestInfrastructure(t *testing.T) { //nolint:tparallel // it sets the environment
+	l := newLab(t)
+	for k, v := range map[string]string{"AWS_ENDPOINT_URL": l.url, "AWS_ACCESS_KEY_ID": "AKIALABADMIN00000001", "AWS_SECRET_ACCESS_KEY": "secret-one",
+		"AWS_REGION": region, "AWS_EC2_METADATA_DISABLED": "true", "AWS_CONFIG_FILE": "none", "AWS_SHARED_CREDENTIALS_FILE": "none", "KUBECONFIG": "none"} {
+		t.Setenv(k, v)
+	}
+	t.Chdir(t.TempDir())
+	isthmus := func(want int, args ...string) string {
+		t.Helper()
+		var out, errw bytes.Buffer
+		if code := cli.Run(args, []string{"AWS_REGION=" + region}, strings.NewReader(""), &out, &errw); code != want {
+			t.Fatalf("isthmus %s: exit code %d, want %d\n%s%s", strings.Join(args, " "), code, want, out.String(), errw.String())
+		}
+		return out.String() + errw.String()
+	}
+	count := func(text, what string) int { return strings.Count(text, what) }
+
+	planned := isthmus(0, "ecs", "infra", "plan")
+	if n := count(planned, "create role"); n != 3 {
+		t.Errorf("plan creates %d roles, want 3:\n%s", n, planned)
+	}
+	if again := isthmus(0, "ecs", "infra", "plan"); again != planned {
+		t.Errorf("plan changed something:\n%s\nbefore:\n%s", again, planned)
+	}
+	applied := isthmus(0, "ecs", "infra", "apply")
+	if strings.ReplaceAll(planned, " (dry run)", "") != applied {
+		t.Errorf("apply did:\n%s\nplan said:\n%s", applied, planned)
+	}
+	if again := isthmus(0, "ecs", "infra"); !strings.HasSuffix(again, "everything is in place\n") || count(again, "\n") != 1 {
+		t.Errorf("the second apply did:\n%s", again)
+	}
+	var file struct {
+		Changes []string
+		Roles   []struct {
+			Name     string
+			Policies map[string]json.RawMessage
+		}
+	}
+	if err := json.Unmarshal([]byte(isthmus(0, "ecs", "infra", "plan", "-o", "json")), &file); err != nil || len(file.Roles) != 3 || len(file.Changes) != 0 {
+		t.Errorf("plan -o json = %+v, %v", file, err)
+	}
+
+	isthmus(2, "ecs", "infra", "destroy")
+	looked := isthmus(0, "ecs", "infra", "destroy", "--dry-run")
+	destroyed := isthmus(0, "ecs", "infra", "destroy", "--yes")
+	if strings.ReplaceAll(looked, " (dry run)", "") != destroyed || count(destroyed, "\nrole ") != 3 || count(destroyed, "association") != 1 || count(destroyed, "security group") != 1 {
+		t.Errorf("destroy did:\n%s\nand had said:\n%s", destroyed, looked)
+	}
+	if again := isthmus(0, "ecs", "infra", "destroy", "--yes"); again != "" {
+		t.Errorf("the second destroy did:\n%s", again)
+	}
+	if replanned := isthmus(0, "ecs", "infra", "plan"); count(replanned, "create") != count(planned, "create") {
+		t.Errorf("after destroy plan says:\n%s\nat first it said:\n%s", replanned, planned)
+	}
+}
+
+// TestDestroyRefusesWhatIsInUse checks that roles which running services need stay.
+func TestDestroyRefusesWhatIsInUse(t *testing.T) {
+	l := newLab(t)
+	for k, v := range map[string]string{"AWS_ENDPOINT_URL": l.url, "AWS_ACCESS_KEY_ID": "AKIALABADMIN00000001", "AWS_SECRET_ACCESS_KEY": "secret-one",
+		"AWS_REGION": region, "AWS_EC2_METADATA_DISABLED": "true", "AWS_CONFIG_FILE": "none", "AWS_SHARED_CREDENTIALS_FILE": "none"} {
+		t.Setenv(k, v)
+	}
+	t.Chdir(t.TempDir())
+	l.cluster("ecs-demo-1")
+	l.service("ecs-demo-1", "web", l.register("web", app("web")), 1)
+	var out, errw bytes.Buffer
+	if code := cli.Run([]string{"ecs", "infra", "destroy", "--yes"}, nil, strings.NewReader(""), &out, &errw); code != 1 || !strings.Contains(errw.String(), "isthmus ecs cleanup") {
+		t.Errorf("destroy with a service = exit code %d\n%s%s", code, out.String(), errw.String())
+	}
+}
