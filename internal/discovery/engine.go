@@ -34,7 +34,7 @@ type Engine struct {
 	byHost       map[string]set     // namespaces, by the host name that is claimed there
 	told         map[Name]*hostNode // whose entry an object is
 	byName       map[Name]set       // host names, by the name that their object would like to have
-	troubled     set                // ARNs of services and tasks, and keys of hosts, with problems
+	troubled     set                // ARNs of services and tasks with problems
 
 	dirty struct {
 		services, tasks set
@@ -91,7 +91,7 @@ func NewEngine(cfg Config) *Engine {
 	e := &Engine{
 		cfg: cfg.withDefaults(), scopes: map[scopeID]*scopeState{}, services: map[string]*serviceNode{}, tasks: map[string]*taskNode{},
 		hosts: map[hostKey]*hostNode{}, addrs: map[addrKey][]*taskNode{},
-		byDefinition: map[string]set{}, byService: map[string]set{}, byHost: map[string]set{}, byName: map[Name]set{}, told: map[Name]*hostNode{}, troubled: set{},
+		byDefinition: map[string]set{}, byService: map[string]set{}, byHost: map[string]set{}, byName: map[Name]set{}, told: map[Name]*hostNode{}, clashing: map[hostKey]*hostNode{}, troubled: set{},
 	}
 	e.dirty.services, e.dirty.tasks, e.dirty.hosts, e.dirty.addrs = set{}, set{}, map[hostKey]bool{}, map[addrKey]bool{}
 	return e
@@ -374,8 +374,8 @@ func (e *Engine) Problems() []Problem {
 			}
 		}
 	}
-	for k := range e.hosts {
-		out = append(out, e.hosts[k].problems...)
+	for _, h := range e.clashing {
+		out = append(out, h.problems...)
 	}
 	slices.SortFunc(out, func(a, b Problem) int {
 		return cmp.Or(cmp.Compare(a.Object, b.Object), cmp.Compare(a.Code, b.Code), cmp.Compare(a.Cause, b.Cause))

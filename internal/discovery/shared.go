@@ -73,6 +73,7 @@ func (e *Engine) mergeHost(k hostKey) {
 	if len(h.members) == 0 {
 		e.tellHost(h, nil)
 		delete(e.hosts, k)
+		delete(e.clashing, k)
 		move(e.byHost, k.namespace, k.host, "")
 		e.moveName(k.host, old, Name{})
 		for ns := range e.byHost[k.host] { // these may lose a conflict
@@ -158,6 +159,11 @@ func (e *Engine) finishHost(k hostKey) {
 		entry = &renamed
 	}
 	h.problems = w.problems
+	if len(h.problems) > 0 {
+		e.clashing[k] = h
+	} else {
+		delete(e.clashing, k)
+	}
 	e.tellHost(h, entry)
 }
 

@@ -61,6 +61,51 @@ func taskIn(s *Snapshot, arn string) *Task {
 	return nil
 }
 
+// blocking is an account whose lists of tasks do not answer until they are let go.
+type blocking struct {
+	Source
+	listing chan struct{} // closed when a list was asked for
+	let     chan struct{}
+}
+
+func (b *blocking) ListTasks(ctx context.Context, cluster, service string) ([]string, error) {
+	select {
+	case <-b.listing:
+	default:
+		close(b.listing)
+	}
+	<-b.let
+	return b.Source.ListTasks(ctx, cluster, service)
+}
+
+// While the first sweep of a large account is under way a task can be looked up: the broker must not wait for its end.
+func TestLookupDuringTheFirstSweep(t *testing.T) {
+	w := newWorld(t)
+	c := w.aws.AddCluster("ecs-demo-1", optedIn)
+	arn := w.aws.RunTask(c, "", w.def)
+	b := &blocking{Source: w.aws.Reader(), listing: make(chan struct{}), let: make(chan struct{})}
+	r, err := New(Config{Account: "123456789012", Region: "us-east-2", Source: b, Log: slog.New(slog.DiscardHandler), Parallel: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() { _, err := r.Sweep(t.Context(), true); done <- err }()
+	<-b.listing
+	if s := r.Snapshot(); s.Complete || s.CompleteSweeps != 0 || !errors.Is(s.Err, errFirstSweep) {
+		t.Errorf("before the end: complete %v, %d complete sweeps, %v", s.Complete, s.CompleteSweeps, s.Err)
+	}
+	if v, err := r.Lookup(t.Context(), inventory.LastPart(arn)); err != nil || v.Task.ARN != arn || v.Definition == nil {
+		t.Errorf("Lookup = %+v, %v", v, err)
+	}
+	close(b.let)
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	if s := r.Snapshot(); !s.Complete || s.Sweeps != 1 {
+		t.Errorf("after the end: complete %v, %d sweeps", s.Complete, s.Sweeps)
+	}
+}
+
 func TestSweepReadsEverything(t *testing.T) {
 	w := newWorld(t)
 	c := w.aws.AddCluster("ecs-demo-1", optedIn)
@@ -75,7 +120,7 @@ func TestSweepReadsEverything(t *testing.T) {
 	if !ok || v.Service == nil || v.Service.Name != "echo-service" || v.Definition == nil || v.Definition.Family != "echo" {
 		t.Fatalf("FindTask = %+v, %v", v, ok)
 	}
-	if s.CompleteSweeps != 1 || s.SweptAt.IsZero() || s.Version != 1 {
+	if s.CompleteSweeps != 1 || s.Sweeps != 1 || s.SweptAt.IsZero() || s.Version == 0 {
 		t.Errorf("counters = %d %v %d", s.CompleteSweeps, s.SweptAt, s.Version)
 	}
 	if again := w.mustSweep(); again.Version != s.Version {

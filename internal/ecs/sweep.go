@@ -118,9 +118,11 @@ func (s *sweep) run(ctx context.Context, before *inventory.Snapshot) *inventory.
 	if s.early != nil && s.state.listErr == nil && ctx.Err() == nil {
 		// The first sweep of a large account takes long. Knowing its clusters is enough to look up a task in them.
 		s.errs = []error{errFirstSweep}
-		before = s.snapshot(before)
-		s.errs = nil
-		s.early(before)
+		known := s.snapshot(before)
+		s.early(known)
+		again := *known
+		again.Sweeps, s.errs = before.Sweeps, nil // it is still the same sweep
+		before = &again
 	}
 	if s.state.listErr != nil && s.only == nil {
 		s.fail(s.state.listErr)

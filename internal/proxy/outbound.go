@@ -40,7 +40,7 @@ func (p *Proxy) outbound(ctx context.Context, r request) {
 	defer cancel()
 	dst := r.dsts[0]
 	rec := &telemetry.Conn{Reporter: telemetry.Source, SrcAddr: addrPort(r.app.RemoteAddr()), DstAddr: dst, Start: time.Now()}
-	local, out, err := p.routeOutbound(setup, dst)
+	local, out, err := p.routeOutbound(setup, dst, nil)
 	if err != nil {
 		p.early(rec, err)
 		relay.Refuse(r.app)
@@ -54,7 +54,7 @@ func (p *Proxy) outbound(ctx context.Context, r request) {
 
 	p.cfg.Access.Opened(rec)
 	open := p.cfg.Metrics.Opened(rec)
-	up, peer, err := p.connect(setup, rec, r, local, out)
+	up, peer, err := p.connectAny(setup, rec, r, local, out)
 	if err != nil {
 		if _, cause := e.stopped(); cause != nil {
 			err = cause
@@ -93,8 +93,8 @@ func (p *Proxy) transfer(rec *telemetry.Conn, open *telemetry.Open, e *entry, pi
 // early reports a connection that ended before it had a route.
 func (p *Proxy) early(rec *telemetry.Conn, err error) { p.cfg.Access.EarlyDeny(rec, err) }
 
-// routeOutbound decides where a connection of the local application goes.
-func (p *Proxy) routeOutbound(ctx context.Context, dst netip.AddrPort) (*mesh.Workload, route.Outbound, error) {
+// routeOutbound decides where a connection of the local application goes, leaving out endpoints that failed.
+func (p *Proxy) routeOutbound(ctx context.Context, dst netip.AddrPort, failed []string) (*mesh.Workload, route.Outbound, error) {
 	local, err := p.Local(ctx)
 	if err != nil {
 		return nil, route.Outbound{}, err
@@ -103,7 +103,7 @@ func (p *Proxy) routeOutbound(ctx context.Context, dst netip.AddrPort) (*mesh.Wo
 		return nil, route.Outbound{}, ErrRecursive
 	}
 	out, err := route.Resolve(p.cfg.Store.Snapshot(), route.Query{
-		Network: p.cfg.Network, Source: local, Dst: dst, Rand: rand.Uint64N,
+		Network: p.cfg.Network, Source: local, Dst: dst, Rand: rand.Uint64N, Exclude: failed,
 	})
 	if err != nil {
 		return nil, out, err

@@ -13,15 +13,6 @@ import (
 	"github.com/isthmus-mesh/isthmus/internal/kube"
 )
 
-// failover says whether a proxy whose endpoint does not answer connects to another one. It does not yet: ECS stops the
-// application before anybody can know that the task is going, so between that moment and the next push of istiod calls
-// to that one task are refused (503 from its proxy, then a refused port) or, once its interface is gone, time out after
-// 10 s. Calls at other times must all succeed. With failover no call may fail at all.
-const failover = false
-
-// failuresPerStop bounds how many calls may fail for each task that stops, as long as there is no failover.
-const failuresPerStop = 5
-
 // life is a run of testLife.
 type life struct {
 	w       *world
@@ -116,16 +107,9 @@ func (l *life) judge(t *testing.T) {
 	calls := l.c.stop(t)
 	failed := reportCalls(t, calls, l.phases)
 	t.Logf("%d of %d calls failed, with %d tasks stopped", len(failed), len(calls), l.stopped)
-	if limit := failuresPerStop * l.stopped; len(failed) > limit {
-		t.Errorf("%d calls failed, want at most %d", len(failed), limit)
-	}
+	// ECS stops an application before anybody can know that its task is going; the caller's proxy then goes to another.
 	for _, f := range failed {
-		if failover || strings.HasPrefix(f.phase, settled) || f.phase == "scale to 3" {
-			t.Errorf("a call failed in phase %q: code %d, %s", f.phase, f.code, f.detail)
-		}
-		if f.code != 56 && f.code != 52 { // 52: closed without an answer
-			t.Errorf("a call ended with code %d, %s, want a reset like that of every refusal", f.code, f.detail)
-		}
+		t.Errorf("a call failed in phase %q: code %d, %s", f.phase, f.code, f.detail)
 	}
 }
 

@@ -2,6 +2,7 @@ package route
 
 import (
 	"net/netip"
+	"slices"
 
 	"github.com/isthmus-mesh/isthmus/internal/mesh"
 	"github.com/isthmus-mesh/isthmus/internal/state"
@@ -14,6 +15,7 @@ type upstream struct {
 	Addr     netip.Addr
 	Port     uint16
 	Hostname string
+	Others   int // endpoints that fit beside this one, of whatever rank
 }
 
 // mode says for what an upstream is picked.
@@ -32,10 +34,14 @@ func pick(s *state.Snapshot, q Query, svc *mesh.Service, port uint16, m mode) (u
 		return upstream{}, false
 	}
 	eps := s.Endpoints(svc.Key)
-	best, total := -1, uint64(0)
+	best, total, fit := -1, uint64(0), 0
 	for i := range eps {
 		rank, ok := q.rank(&eps[i], svc, port, target, known, m)
-		if !ok || rank < best {
+		if !ok {
+			continue
+		}
+		fit++
+		if rank < best {
 			continue
 		}
 		if rank > best {
@@ -56,7 +62,9 @@ func pick(s *state.Snapshot, q Query, svc *mesh.Service, port uint16, m mode) (u
 			n -= c
 			continue
 		}
-		return q.reach(&eps[i], svc, port, target), true
+		up := q.reach(&eps[i], svc, port, target)
+		up.Others = fit - 1
+		return up, true
 	}
 	return upstream{}, false
 }
@@ -64,6 +72,9 @@ func pick(s *state.Snapshot, q Query, svc *mesh.Service, port uint16, m mode) (u
 // rank says whether an endpoint may be used, and how well it matches the service's preferences.
 func (q Query) rank(e *state.Endpoint, svc *mesh.Service, port, target uint16, known bool, m mode) (int, bool) {
 	w := e.Workload
+	if m == standard && slices.Contains(q.Exclude, w.UID) {
+		return 0, false
+	}
 	if len(w.Addresses) == 0 && w.Hostname == "" && (w.Network == q.Source.Network || w.NetworkGateway == nil) {
 		return 0, false
 	}

@@ -64,6 +64,8 @@ type Query struct {
 	Dst     netip.AddrPort // where the application wants to go; never v4-mapped
 	// Rand returns a random number in [0,n); it is called only with n > 0.
 	Rand func(n uint64) uint64
+	// Exclude are the UIDs of endpoints of the service that have just failed and are not to be tried again.
+	Exclude []string
 }
 
 // Outbound is where a connection goes.
@@ -82,6 +84,8 @@ type Outbound struct {
 	Upstream *mesh.Workload
 	// Service is the service that was asked for, if any.
 	Service *mesh.Service
+	// Alternatives is the number of other endpoints of the service that the connection could go to.
+	Alternatives int
 
 	target uint16 // port at the workload, for an authority that waits for Resolved
 }
@@ -137,7 +141,9 @@ func Resolve(s *state.Snapshot, q Query) (Outbound, error) {
 	if up.Workload.Network != q.Source.Network {
 		return toNetwork(s, q, up.Workload, svc)
 	}
-	return direct(up, svc), nil
+	o := direct(up, svc)
+	o.Alternatives = up.Others
+	return o, nil
 }
 
 // toWorkload routes a connection that was addressed to a workload's own address.
