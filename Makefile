@@ -50,6 +50,10 @@ test: build ## run every test except the demo
 demo: build ## run scenario 2 of the guide from nothing to the last exercise (KEEP=1 leaves the lab up)
 	$(BIN)/isthmus lab run 2 $(if $(KEEP),--keep)
 
+.PHONY: bench
+bench: product ## measure ztunnel against TCP and TLS relays, in namespaces of its own
+	$(GO) run ./bench
+
 .PHONY: lint
 lint: ## run golangci-lint (fetched through the Go module proxy)
 	$(GO) run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0 run ./...

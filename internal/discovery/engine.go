@@ -29,12 +29,13 @@ type Engine struct {
 	hosts    map[hostKey]*hostNode
 	addrs    map[addrKey][]*taskNode // nearly always one
 
-	byDefinition map[string]set     // ARNs of services and tasks, by the ARN of their definition
-	byService    map[string]set     // ARNs of tasks, by their cluster's ARN and the name of their service
-	byHost       map[string]set     // namespaces, by the host name that is claimed there
-	told         map[Name]*hostNode // whose entry an object is
-	byName       map[Name]set       // host names, by the name that their object would like to have
-	troubled     set                // ARNs of services and tasks with problems
+	byDefinition map[string]set        // ARNs of services and tasks, by the ARN of their definition
+	byService    map[string]set        // ARNs of tasks, by their cluster's ARN and the name of their service
+	byHost       map[string]set        // namespaces, by the host name that is claimed there
+	told         map[Name]*hostNode    // whose entry an object is
+	byName       map[Name]set          // host names, by the name that their object would like to have
+	clashing     map[hostKey]*hostNode // those with problems
+	troubled     set                   // ARNs of services and tasks with problems
 
 	dirty struct {
 		services, tasks set
