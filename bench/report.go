@@ -100,7 +100,7 @@ func (r *report) write(w io.Writer) error {
 	r.head(&b)
 	names := r.contestants()
 	if len(r.metrics) > 0 {
-		fmt.Fprintln(&b, "\nWhat the issue asks for: median of the rounds, and ratios to others in the same round as median (lowest..highest)")
+		fmt.Fprintln(&b, "\nThe bars: median of the rounds, and ratios to others in the same round as median (lowest..highest)")
 		r.table(&b, names, false)
 		fmt.Fprintln(&b, "\nProcessor time of everybody on the path, load and application included (depends less on what else the machine does)")
 		r.table(&b, names, true)
