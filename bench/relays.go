@@ -22,12 +22,12 @@ func (b *bench) outside(c *contestant, program string, args func(file string) []
 		start(c.hosts.client, c.name+"-1", client, echoPort),
 		start(c.hosts.server, c.name+"-2", server, echoPort+relayShift),
 	}
-	c.perConn = 4
+	c.perConn = 6 // two sockets, and what the program thinks it needs
 }
 
 func (b *bench) haproxy(c *contestant) {
 	const head = `global
-  maxconn 4000
+  maxconn 6000
   ssl-default-bind-options ssl-min-ver TLSv1.3 no-tls-tickets
   ssl-default-server-options ssl-min-ver TLSv1.3 no-tls-tickets
 defaults

@@ -56,7 +56,8 @@ func (r *report) fact(name, unit string, value, limit float64) {
 }
 
 func (r *report) remark(format string, args ...any) {
-	r.remarks = append(r.remarks, fmt.Sprintf(format, args...))
+	first, _, _ := strings.Cut(fmt.Sprintf(format, args...), "\n") // each of a thousand connections may have its error
+	r.remarks = append(r.remarks, first)
 }
 
 // ratios are those of a to b, round by round, sorted.
