@@ -38,6 +38,16 @@ func (a *app) aws(ctx context.Context, cfg config.Config) (*awsadmin.Client, err
 	return admin, nil
 }
 
+// open reads the configuration of this invocation and opens its AWS account.
+func (a *app) open(ctx context.Context) (config.Config, *awsadmin.Client, error) {
+	cfg, err := a.load()
+	if err != nil {
+		return config.Config{}, nil, err
+	}
+	admin, err := a.aws(ctx, cfg)
+	return cfg, admin, err
+}
+
 // account returns the account id: of the configuration, or of whoever AWS says we are.
 func (a *app) account(ctx context.Context, cfg config.Config) (string, error) {
 	if cfg.Account != "" {

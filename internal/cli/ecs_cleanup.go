@@ -30,11 +30,7 @@ repeated, and picks up where it was interrupted.`,
 			if !yes && !dryRun {
 				return usageError{errors.New("this deletes clusters, roles and namespaces: confirm with --yes, or look with --dry-run")}
 			}
-			cfg, err := a.load()
-			if err != nil {
-				return err
-			}
-			admin, err := a.aws(cmd.Context(), cfg)
+			cfg, admin, err := a.open(cmd.Context())
 			if err != nil {
 				return err
 			}

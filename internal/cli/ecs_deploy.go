@@ -25,11 +25,7 @@ func (a *app) ecsDeploy() *cobra.Command {
 echo-service. What exists is left as it is.`,
 		Example: "  isthmus ecs deploy\n  isthmus ecs deploy --wait=false",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			cfg, err := a.load()
-			if err != nil {
-				return err
-			}
-			admin, err := a.aws(cmd.Context(), cfg)
+			cfg, admin, err := a.open(cmd.Context())
 			if err != nil {
 				return err
 			}

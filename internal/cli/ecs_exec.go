@@ -37,11 +37,7 @@ command's. AWS does not tell it to a terminal session: then it is 0.`,
 			if err != nil {
 				return err
 			}
-			cfg, err := a.load()
-			if err != nil {
-				return err
-			}
-			admin, err := a.aws(cmd.Context(), cfg)
+			_, admin, err := a.open(cmd.Context())
 			if err != nil {
 				return err
 			}

@@ -96,11 +96,7 @@ func (a *app) infraPlan() *cobra.Command {
 			if format.String() == "" {
 				return a.runInfra(func() bool { return true })(cmd, args)
 			}
-			cfg, err := a.load()
-			if err != nil {
-				return err
-			}
-			admin, err := a.aws(cmd.Context(), cfg)
+			cfg, admin, err := a.open(cmd.Context())
 			if err != nil {
 				return err
 			}
@@ -194,11 +190,7 @@ the policy that it was given. While an ECS cluster still has services the comman
 			if !yes && !dryRun {
 				return usageError{errors.New("this deletes roles: confirm with --yes, or look with --dry-run")}
 			}
-			cfg, err := a.load()
-			if err != nil {
-				return err
-			}
-			admin, err := a.aws(cmd.Context(), cfg)
+			cfg, admin, err := a.open(cmd.Context())
 			if err != nil {
 				return err
 			}

@@ -27,11 +27,7 @@ func (a *app) ecsStatus() *cobra.Command {
 healthy, and the tasks that a node's ztunnel reaches by HBONE (mTLS). With -o wide one line for each task.`,
 		Example: "  isthmus ecs status\n  isthmus ecs status -o wide\n  isthmus ecs status --cluster ecs-demo-1 -o json",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			cfg, err := a.load()
-			if err != nil {
-				return err
-			}
-			admin, err := a.aws(cmd.Context(), cfg)
+			cfg, admin, err := a.open(cmd.Context())
 			if err != nil {
 				return err
 			}
