@@ -14,7 +14,10 @@ locals {
       trust_domain       = var.trust_domain
       gateway            = local.gateway
       root_cert          = var.root_cert
-      socks              = tostring(var.capture == "socks")
+      socks              = tostring(var.capture != "none")
+      redirect           = tostring(var.capture == "redirect")
+      user               = var.capture == "redirect" ? "0:0" : "1337:1337"
+      capabilities       = merge({ drop = ["ALL"] }, var.capture == "redirect" ? { add = ["NET_ADMIN"] } : {})
       stop_timeout       = var.stop_timeout
       stop_timeout_text  = tostring(var.stop_timeout)
     })),
@@ -27,4 +30,6 @@ locals {
       dependsOn = concat(try(c.dependsOn, []), [{ containerName = "ztunnel", condition = "HEALTHY" }])
     })
   ]
+
+  ports = flatten([for c in jsondecode(var.container_definitions) : [for p in try(c.portMappings, []) : tostring(p.containerPort) if can(p.containerPort)]])
 }

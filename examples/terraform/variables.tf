@@ -47,12 +47,12 @@ variable "trust_domain" {
 }
 
 variable "capture" {
-  description = "How the application's connections reach the proxy: socks, or none for inbound only."
+  description = "How the application's connections reach the proxy: socks; redirect (EC2 and Managed Instances only); platform, which needs the output proxy_configuration too; or none for inbound only."
   type        = string
   default     = "socks"
   validation {
-    condition     = contains(["socks", "none"], var.capture)
-    error_message = "capture is socks or none."
+    condition     = contains(["socks", "redirect", "platform", "none"], var.capture)
+    error_message = "capture is socks, redirect, platform or none."
   }
 }
 

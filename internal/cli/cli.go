@@ -54,6 +54,7 @@ type app struct {
 	kubeCtx    string
 	profile    string
 	region     string
+	events     bool // --events, where a command has it
 	color      output.Choice
 	istioctl   bool // called by the name istioctl
 }
@@ -197,6 +198,7 @@ func (a *app) load() (config.Config, error) {
 	if err != nil {
 		return config.Config{}, diag.Wrap(diag.ConfigInvalid, err)
 	}
+	c.Events = c.Events || a.events
 	c.Profile, c.Region = cmp.Or(a.profile, c.Profile), cmp.Or(a.region, c.Region)
 	return c, c.Validate()
 }

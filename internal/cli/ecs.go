@@ -26,6 +26,11 @@ const pollEvery = 500 * time.Millisecond
 
 // await calls done until it is true or an error comes, for at most limit. It says what it waits for in the error.
 func await(ctx context.Context, limit time.Duration, what string, done func(context.Context) (bool, string, error)) error {
+	return awaitSaying(ctx, limit, what, func(string) {}, done)
+}
+
+// awaitSaying is await that tells say, each time, what it still waits for.
+func awaitSaying(ctx context.Context, limit time.Duration, what string, say func(string), done func(context.Context) (bool, string, error)) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	state := ""
@@ -40,6 +45,7 @@ func await(ctx context.Context, limit time.Duration, what string, done func(cont
 		if now != "" {
 			state = now
 		}
+		say(state)
 		select {
 		case <-ctx.Done():
 			return diag.Newf(diag.RolloutFailed, "%s after %s: %s", what, limit, state)

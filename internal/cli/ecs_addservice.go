@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	awsadmin "github.com/isthmus-mesh/isthmus/internal/awsapi/admin"
+	"github.com/isthmus-mesh/isthmus/internal/cli/output"
 	"github.com/isthmus-mesh/isthmus/internal/config"
 	"github.com/isthmus-mesh/isthmus/internal/diag"
 	"github.com/isthmus-mesh/isthmus/internal/ecs/inventory"
@@ -21,9 +22,10 @@ import (
 // enrolFlags are the flags that add-service and render share.
 type enrolFlags struct {
 	namespace, serviceAccount string
-	image, gateway, capture   string
+	image, gateway            string
+	capture, proxyEnv         output.Choice
 	clientOnly                bool
-	memoryMiB                 int
+	cpu, memoryMiB            int
 	stopTimeout               time.Duration
 }
 
@@ -32,10 +34,21 @@ func (f *enrolFlags) register(c *cobra.Command) {
 	c.Flags().StringVar(&f.serviceAccount, "service-account", "", "Kubernetes service account of the tasks' identity (default from the configuration)")
 	c.Flags().StringVar(&f.image, "image", "", "image of ztunnel (default from the configuration)")
 	c.Flags().StringVar(&f.gateway, "gateway-address", "", "address of the east-west gateway (default from the Gateway's status)")
-	c.Flags().StringVar(&f.capture, "capture", "socks", "how the application's connections reach the proxy: socks, platform or none")
+	f.capture, f.proxyEnv = output.NewChoice(string(enrol.CaptureSOCKS), words(enrol.Captures())...), output.NewChoice(string(enrol.ProxyEnvNone), words(enrol.ProxyEnvs())...)
+	c.Flags().Var(&f.capture, "capture", "how the application's connections reach the proxy: socks, redirect (EC2 and Managed Instances), platform (ECS redirects) or none")
+	c.Flags().Var(&f.proxyEnv, "proxy-env", "proxy variables to give the application: all (ALL_PROXY, SOCKS5), http (HTTP_PROXY and HTTPS_PROXY) or none; NO_PROXY goes with them")
+	c.Flags().IntVar(&f.cpu, "cpu", 0, "CPU units that the proxy reserves of the task's; it may use more where they are idle")
 	c.Flags().IntVar(&f.memoryMiB, "memory-reservation", 64, "MiB that the proxy reserves of the task's memory; it may use more")
 	c.Flags().DurationVar(&f.stopTimeout, "stop-timeout", time.Minute, "how long the proxy may drain its connections; Fargate allows 2m at most")
 	c.Flags().BoolVar(&f.clientOnly, "client-only", false, "allow a service without ports")
+}
+
+func words[T ~string](values []T) []string {
+	out := make([]string, 0, len(values))
+	for _, v := range values {
+		out = append(out, string(v))
+	}
+	return out
 }
 
 // options are what flags and configuration say of the proxy.
@@ -43,7 +56,7 @@ func (f *enrolFlags) options(cfg config.Config, clusterName string) enrol.Option
 	return enrol.Options{
 		Image: cmp.Or(f.image, cfg.ProxyImage), Gateway: f.gateway, Network: cfg.Network,
 		Namespace: cmp.Or(f.namespace, clusterName), ServiceAccount: cmp.Or(f.serviceAccount, cfg.ServiceAccount),
-		Capture: enrol.Capture(f.capture), ClientOnly: f.clientOnly, MemoryMiB: f.memoryMiB, StopTimeout: int(f.stopTimeout / time.Second),
+		Capture: enrol.Capture(f.capture.String()), ProxyEnv: enrol.ProxyEnv(f.proxyEnv.String()), ClientOnly: f.clientOnly, CPU: f.cpu, MemoryMiB: f.memoryMiB, StopTimeout: int(f.stopTimeout / time.Second),
 	}
 }
 
@@ -82,9 +95,17 @@ func (a *app) ecsAddService() *cobra.Command {
 	c := &cobra.Command{
 		Use: "add-service [SERVICE]", Short: "Join ECS services to the mesh (guide 3.3)", Args: f.arguments,
 		Long: `Give a service's tasks a ztunnel: take the service's own task definition, add the proxy, register the result as the
-next revision of the same family and roll the service over to it. A service that is as wanted already is left alone.`,
+next revision of the same family and roll the service over to it. A service that is as wanted already is left alone.
+
+How the application's connections get into the mesh is chosen by --capture:
+
+  socks      by proxy variables, such as ALL_PROXY=socks5h://127.0.0.1:15080; no privilege, everywhere (default)
+  redirect   ztunnel redirects them by itself, names included; EC2 and Managed Instances, since it needs NET_ADMIN
+  platform   ECS redirects them (proxyConfiguration); Fargate and EC2; names must resolve by other means
+  none       not at all: the service is only called`,
 		Example: `  isthmus ecs add-service echo-service --cluster ecs-demo-1 --namespace ecs-demo-1 --service-account ecs-demo-sa-local
   isthmus ecs add-service --all --wait
+  isthmus ecs add-service web --cluster ecs-prod-1 --capture redirect --wait
   isthmus ecs add-service echo-service --cluster ecs-demo-1 --dry-run`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			cfg, err := a.load()
@@ -95,7 +116,7 @@ next revision of the same family and roll the service over to it. A service that
 			if err != nil {
 				return err
 			}
-			return a.overServices(cmd.Context(), cfg, f, args, func(ctx context.Context, admin *awsadmin.Client, clusterName, name string) (bool, error) {
+			return a.overServices(cmd.Context(), cfg, f, args, func(ctx context.Context, admin *awsadmin.Client, clusterName, name string) (string, error) {
 				return a.addService(ctx, admin, k, cfg, e, clusterName, name, f.dryRun)
 			})
 		},
@@ -110,24 +131,22 @@ func (a *app) ecsRemoveService() *cobra.Command {
 	var f serviceFlags
 	c := &cobra.Command{
 		Use: "remove-service [SERVICE]", Short: "Take ECS services out of the mesh", Args: f.arguments,
-		Example: "  isthmus ecs remove-service echo-service --cluster ecs-demo-1 --wait",
+		Long: `Take out of a service's task definition what add-service put into it, tags and variables included, register the result
+as the next revision and roll the service over to it. A service that is not in the mesh is left alone.`,
+		Example: "  isthmus ecs remove-service echo-service --cluster ecs-demo-1 --wait\n  isthmus ecs remove-service --all --cluster ecs-demo-1 --dry-run",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			cfg, err := a.load()
 			if err != nil {
 				return err
 			}
-			return a.overServices(cmd.Context(), cfg, f, args, func(ctx context.Context, admin *awsadmin.Client, clusterName, name string) (bool, error) {
-				s, err := service(ctx, admin, clusterName, name)
+			return a.overServices(cmd.Context(), cfg, f, args, func(ctx context.Context, admin *awsadmin.Client, clusterName, name string) (string, error) {
+				s, _, have, err := current(ctx, admin, clusterName, name)
 				if err != nil {
-					return false, err
-				}
-				have, err := definition(ctx, admin, s.TaskDefinition)
-				if err != nil {
-					return false, err
+					return "", err
 				}
 				want, err := enrol.Remove(have)
 				if err != nil {
-					return false, err
+					return "", err
 				}
 				return a.rollOver(ctx, admin, s, clusterName, have, want, f.dryRun)
 			})
@@ -140,7 +159,7 @@ func (a *app) ecsRemoveService() *cobra.Command {
 // overServices applies do to the services that the flags and arguments name, then waits for them. An error of one does
 // not stop the others.
 func (a *app) overServices(ctx context.Context, cfg config.Config, f serviceFlags, args []string,
-	do func(context.Context, *awsadmin.Client, string, string) (changed bool, err error)) error {
+	do func(context.Context, *awsadmin.Client, string, string) (definition string, err error)) error {
 	admin, err := a.aws(ctx, cfg)
 	if err != nil {
 		return err
@@ -149,7 +168,7 @@ func (a *app) overServices(ctx context.Context, cfg config.Config, f serviceFlag
 	if f.cluster != "" {
 		clusters = []string{f.cluster}
 	}
-	var done [][2]string
+	var done []*rollout
 	var errs []error
 	for _, c := range clusters {
 		names := args
@@ -158,19 +177,23 @@ func (a *app) overServices(ctx context.Context, cfg config.Config, f serviceFlag
 				return err
 			}
 		}
+		if f.all && len(names) == 0 {
+			a.Notef("cluster %s has no services", c)
+		}
 		for _, n := range names {
-			if _, err := do(ctx, admin, c, n); err != nil {
+			want, err := do(ctx, admin, c, n)
+			if err != nil {
 				// One service that cannot be changed is no reason to leave the others as they are.
 				errs = append(errs, fmt.Errorf("%s/%s: %w", c, n, err))
 				continue
 			}
-			done = append(done, [2]string{c, n})
+			done = append(done, &rollout{admin: admin, cluster: c, service: n, want: want})
 		}
 	}
 	if f.wait && !f.dryRun {
 		// Also those that did not change now: an earlier roll-over may still be under way.
-		for _, s := range done {
-			err := a.Step(fmt.Sprintf("service %s/%s is rolled over", s[0], s[1]), func() error { return awaitStable(ctx, admin, s[0], s[1], f.timeout) })
+		for _, r := range done {
+			err := a.Follow(fmt.Sprintf("service %s/%s is rolled over", r.cluster, r.service), func(say func(string)) error { return r.await(ctx, f.timeout, say) })
 			if err != nil {
 				errs = append(errs, err)
 			}
@@ -197,36 +220,52 @@ func serviceNames(ctx context.Context, admin *awsadmin.Client, clusterName strin
 	return names, nil
 }
 
-func (a *app) addService(ctx context.Context, admin *awsadmin.Client, k *kube.Client, cfg config.Config, e enrolFlags, clusterName, name string, dryRun bool) (changed bool, err error) {
+// addService returns the ARN of the task definition that the service has, or gets.
+func (a *app) addService(ctx context.Context, admin *awsadmin.Client, k *kube.Client, cfg config.Config, e enrolFlags, clusterName, name string, dryRun bool) (string, error) {
 	c, err := cluster(ctx, admin, clusterName)
 	if err != nil {
-		return false, err
+		return "", err
 	}
 	if c.Tags[discoveryTag] != "true" {
-		return false, diag.Newf(diag.ClusterNotTagged, "cluster %s has no tag %s=true", clusterName, discoveryTag).
+		return "", diag.Newf(diag.ClusterNotTagged, "cluster %s has no tag %s=true", clusterName, discoveryTag).
 			WithFix("aws ecs tag-resource --resource-arn %s --tags key=%s,value=true", c.ARN, discoveryTag)
 	}
-	s, err := service(ctx, admin, clusterName, name)
+	s, detail, have, err := current(ctx, admin, clusterName, name)
 	if err != nil {
-		return false, err
-	}
-	have, err := definition(ctx, admin, s.TaskDefinition)
-	if err != nil {
-		return false, err
+		return "", err
 	}
 	opt, err := a.enrolOptions(ctx, k, cfg, e, clusterName)
 	if err != nil {
-		return false, err
+		return "", err
 	}
+	opt.LaunchType, opt.PlatformVersion = detail.LaunchType, detail.PlatformVersion
 	role, _ := have.Task["taskRoleArn"].(string)
 	if err := identityReady(ctx, k, opt.Namespace, opt.ServiceAccount, role); err != nil {
-		return false, err
+		return "", err
 	}
 	want, err := enrol.Enrol(have, opt)
 	if err != nil {
-		return false, err
+		return "", err
 	}
 	return a.rollOver(ctx, admin, s, clusterName, have, want, dryRun)
+}
+
+// current reads a service that may be changed, with its own task definition. That the latest of the family may be another
+// cluster's, enrolled for another namespace, is why the family is never asked.
+func current(ctx context.Context, admin *awsadmin.Client, clusterName, name string) (*inventory.Service, awsadmin.ServiceDetail, enrol.Definition, error) {
+	s, err := service(ctx, admin, clusterName, name)
+	if err != nil {
+		return nil, awsadmin.ServiceDetail{}, enrol.Definition{}, err
+	}
+	detail, err := admin.ServiceDetail(ctx, clusterName, name)
+	if err != nil {
+		return nil, detail, enrol.Definition{}, awsError(err)
+	}
+	if detail.Controller != "" && detail.Controller != "ECS" {
+		return nil, detail, enrol.Definition{}, diag.Newf(diag.RolloutUnmanaged, "service %s of cluster %s has the deployment controller %s", name, clusterName, detail.Controller)
+	}
+	have, err := definition(ctx, admin, s.TaskDefinition)
+	return s, detail, have, err
 }
 
 // enrolOptions gathers what the proxy is told, from flags, configuration and the cluster.
@@ -278,23 +317,24 @@ func definition(ctx context.Context, admin *awsadmin.Client, arn string) (enrol.
 	return enrol.Definition{Task: task, Tags: tags}, nil
 }
 
-// rollOver registers want and moves the service to it, unless it is what the service has.
-func (a *app) rollOver(ctx context.Context, admin *awsadmin.Client, s *inventory.Service, clusterName string, have, want enrol.Definition, dryRun bool) (changed bool, err error) {
+// rollOver registers want and moves the service to it, unless it is what the service has. It returns the ARN of the task
+// definition that the service has then.
+func (a *app) rollOver(ctx context.Context, admin *awsadmin.Client, s *inventory.Service, clusterName string, have, want enrol.Definition, dryRun bool) (string, error) {
 	if enrol.Equal(have, want) {
 		a.Notef("service %s/%s unchanged (%s)", clusterName, s.Name, shortID(s.TaskDefinition))
-		return false, nil
+		return s.TaskDefinition, nil
 	}
 	if dryRun {
 		a.Printf("service %s/%s would change from %s:\n  %s\n", clusterName, s.Name, shortID(s.TaskDefinition), strings.Join(enrol.Diff(have, want), "\n  "))
-		return false, nil
+		return s.TaskDefinition, nil
 	}
 	arn, err := admin.RegisterTaskDefinition(ctx, want.Task, want.Tags)
 	if err != nil {
-		return false, awsError(err)
+		return "", awsError(err)
 	}
 	if err := admin.SetTaskDefinition(ctx, clusterName, s.Name, arn); err != nil {
-		return false, awsError(err)
+		return "", awsError(err)
 	}
 	a.Notef("service %s/%s: %s -> %s", clusterName, s.Name, shortID(s.TaskDefinition), shortID(arn))
-	return true, nil
+	return arn, nil
 }

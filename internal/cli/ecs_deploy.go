@@ -2,8 +2,6 @@ package cli
 
 import (
 	"context"
-	"fmt"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -80,7 +78,9 @@ func (a *app) deploy(ctx context.Context, admin *awsadmin.Client, cfg config.Con
 	}
 	for _, name := range cfg.ECSClusters() {
 		for _, s := range workshop.Services() {
-			err := a.Step("service "+name+"/"+s.Name+" runs", func() error { return awaitStable(ctx, admin, name, s.Name, timeout) })
+			err := a.Follow("service "+name+"/"+s.Name+" runs", func(say func(string)) error {
+				return (&rollout{admin: admin, cluster: name, service: s.Name}).await(ctx, timeout, say)
+			})
 			if err != nil {
 				return err
 			}
@@ -134,46 +134,4 @@ func (a *app) ensureCluster(ctx context.Context, admin *awsadmin.Client, cfg con
 		a.Notef("cluster %s unchanged", name)
 	}
 	return nil
-}
-
-// awaitStable waits until a service has one deployment and all of its tasks run.
-func awaitStable(ctx context.Context, admin *awsadmin.Client, clusterName, name string, timeout time.Duration) error {
-	return await(ctx, timeout, fmt.Sprintf("service %s of cluster %s is not stable", name, clusterName), func(ctx context.Context) (bool, string, error) {
-		s, err := service(ctx, admin, clusterName, name)
-		if err != nil {
-			return false, "", err
-		}
-		var states []string
-		for _, d := range s.Deployments {
-			states = append(states, fmt.Sprintf("deployment of %s: %d of %d running, %d pending, %d failed %s", shortID(d.TaskDefinition), d.RunningCount, d.DesiredCount, d.PendingCount, d.FailedCount, d.RolloutReason))
-		}
-		stable := len(s.Deployments) == 1 && s.RunningCount == s.DesiredCount && s.PendingCount == 0
-		if d := s.Deployments; !stable && len(d) > 0 && d[0].FailedCount > 0 {
-			if why := failure(ctx, admin, clusterName, name, d[0].TaskDefinition); why != "" {
-				states = append(states, why)
-			} else if ctx.Err() != nil {
-				return false, "", nil // the state before, which had a reason, says more
-			}
-		}
-		return stable, strings.Join(states, "; "), nil
-	})
-}
-
-// failure returns why a task of a service and revision ended that nobody had asked to end, or "" when nothing is known
-// of one: it is an addition to an error and must not replace it.
-func failure(ctx context.Context, admin *awsadmin.Client, clusterName, name, definition string) string {
-	arns, err := admin.ListStoppedTasks(ctx, clusterName, name)
-	if err != nil || len(arns) == 0 {
-		return ""
-	}
-	tasks, _, err := admin.DescribeTasks(ctx, clusterName, arns)
-	if err != nil {
-		return ""
-	}
-	for _, t := range tasks {
-		if t.TaskDefinitionARN == definition && t.StoppedReason != "" && t.StopCode != "ServiceSchedulerInitiated" && t.StopCode != "UserInitiated" {
-			return "task " + shortID(t.ARN) + " stopped: " + t.StoppedReason
-		}
-	}
-	return ""
 }

@@ -158,10 +158,12 @@ func (a *app) externalInfra(ctx context.Context, admin *awsadmin.Client, cfg con
 		return changes, err
 	}
 	if vpc == "" { // only a plan
-		return append(changes, "create security group "+securityGroup(cfg), "create log group "+workshop.LogGroup), nil
+		return a.eventInfra(ctx, admin, cfg, account, append(changes, "create security group "+securityGroup(cfg), "create log group "+workshop.LogGroup), dryRun)
 	}
-	err = note(a.externalGroups(ctx, admin, home, cfg, vpc, eks.VPC, homeRange, dryRun))
-	return changes, err
+	if err := note(a.externalGroups(ctx, admin, home, cfg, vpc, eks.VPC, homeRange, dryRun)); err != nil {
+		return changes, err
+	}
+	return a.eventInfra(ctx, admin, cfg, account, changes, dryRun)
 }
 
 // externalGroups opens port 15008 between the two networks, and istiod's port at the EKS cluster, and makes the log group.
@@ -249,7 +251,7 @@ func (d *destroyer) externalNetwork(ctx context.Context) error {
 // guideConfig is the configuration of the external account that goes with one of the first account.
 func guideConfig(loaded config.Config, environ []string) (config.Config, error) {
 	c := config.External()
-	c.ClusterName, c.Region, c.OwnerName, c.Network, c.Gateway, c.ProxyImage = loaded.ClusterName, loaded.Region, loaded.OwnerName, loaded.Network, loaded.Gateway, loaded.ProxyImage
+	c.ClusterName, c.Region, c.OwnerName, c.Network, c.Gateway, c.ProxyImage, c.Events = loaded.ClusterName, loaded.Region, loaded.OwnerName, loaded.Network, loaded.Gateway, loaded.ProxyImage, loaded.Events
 	c.FirstCluster = max(loaded.FirstCluster, 1) + loaded.Clusters
 	c.Home.Account, c.Home.Profile = loaded.Account, loaded.Profile
 	for _, kv := range environ {

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/isthmus-mesh/isthmus/internal/awsapi"
 	awsadmin "github.com/isthmus-mesh/isthmus/internal/awsapi/admin"
@@ -29,15 +30,22 @@ func (a *app) ecsInfra() *cobra.Command {
   the task role                        who the ECS tasks are; only ECS may assume it, only for this account
   the security group                   port 15008 from the VPC
   the log group                        ` + workshop.LogGroup + `
+  with --events                        a rule and a queue by which ECS tells the controller of changes at once
 
 What is as it should be is left alone, so that the command can be repeated. Without a subcommand it applies.`,
-		Example: "  isthmus ecs infra plan\n  isthmus ecs infra apply\n  isthmus ecs infra destroy --yes",
+		Example: "  isthmus ecs infra plan\n  isthmus ecs infra apply\n  isthmus ecs infra apply --events\n  isthmus ecs infra destroy --yes",
 	}
 	c.AddCommand(a.infraPlan(), a.infraApply(), a.infraDestroy())
 	c.Args = group(&cobra.Command{Use: "infra"}).Args
 	c.RunE = a.runInfra(func() bool { return dryRun })
 	c.Flags().BoolVar(&dryRun, "dry-run", false, "the same as plan")
+	a.eventsFlag(c.PersistentFlags())
 	return c
+}
+
+// eventsFlag adds --events, for commands to which events matter.
+func (a *app) eventsFlag(flags *pflag.FlagSet) {
+	flags.BoolVar(&a.events, "events", false, "with EventBridge events of ECS, which tell the controller of changes at once (default events of the configuration)")
 }
 
 func (a *app) infraApply() *cobra.Command {
@@ -164,6 +172,12 @@ func (a *app) infra(ctx context.Context, admin *awsadmin.Client, cfg config.Conf
 	}
 	if created {
 		changes = append(changes, fmt.Sprintf("create security group %s with port %d open to %s", securityGroup(cfg), mesh.HBONEPort, vpcRange))
+	} else {
+		opened, err := admin.OpenPorts(ctx, eks.VPC, securityGroup(cfg), vpcRange, gatewayPorts[:1], dryRun)
+		changes = append(changes, opened...)
+		if err != nil {
+			return changes, awsError(err)
+		}
 	}
 	found, err := admin.FindLogGroup(ctx, workshop.LogGroup)
 	if err == nil && !found && !dryRun {
@@ -175,7 +189,16 @@ func (a *app) infra(ctx context.Context, admin *awsadmin.Client, cfg config.Conf
 	if !found {
 		changes = append(changes, "create log group "+workshop.LogGroup)
 	}
-	return changes, nil
+	return a.eventInfra(ctx, admin, cfg, account, changes, dryRun)
+}
+
+// eventInfra adds the way of the account's events, if they are wanted, to the changes made before.
+func (a *app) eventInfra(ctx context.Context, admin *awsadmin.Client, cfg config.Config, account string, changes []string, dryRun bool) ([]string, error) {
+	if !cfg.Events {
+		return changes, nil
+	}
+	did, err := admin.EnsureEvents(ctx, eventsOf(cfg, account), dryRun)
+	return append(changes, did...), awsError(err)
 }
 
 func (a *app) infraDestroy() *cobra.Command {
@@ -244,6 +267,9 @@ func (d *destroyer) refuseInUse(ctx context.Context) error {
 }
 
 func (d *destroyer) run(ctx context.Context) error {
+	if err := d.events(ctx); err != nil {
+		return err
+	}
 	found, err := d.admin.FindLogGroup(ctx, workshop.LogGroup)
 	if err == nil && found && !d.dryRun {
 		_, err = d.admin.DeleteLogGroup(ctx, workshop.LogGroup)
@@ -258,6 +284,19 @@ func (d *destroyer) run(ctx context.Context) error {
 		return err
 	}
 	return d.securityGroup(ctx)
+}
+
+// events removes rule and queues, also of a configuration that wants them no more. There, an account that answers no
+// questions about them has none.
+func (d *destroyer) events(ctx context.Context) error {
+	gone, err := d.admin.DeleteEvents(ctx, eventsName(d.cfg), d.dryRun)
+	for _, what := range gone {
+		d.removed("%s", what)
+	}
+	if err != nil && !d.cfg.Events && len(gone) == 0 {
+		return nil
+	}
+	return err
 }
 
 func (d *destroyer) roles(ctx context.Context) error {

@@ -20,6 +20,18 @@ func infraRoles(cfg config.Config, account string) (roles []awsadmin.Role, contr
 		return fmt.Sprintf("arn:%s:%s:%s:%s:%s", partition(cfg.Region), service, cfg.Region, account, rest)
 	}
 	prefix := "ecs-" + cfg.ClusterName + "-*"
+	discovery := []map[string]any{
+		statement("Enumerate", []string{"ecs:ListClusters", "ecs:DescribeTaskDefinition"}, []string{"*"}, nil),
+		statement("Clusters", []string{"ecs:DescribeClusters"}, []string{arn("ecs", "cluster/"+prefix)}, nil),
+		statement("ListInCluster", []string{"ecs:ListServices", "ecs:ListTasks"}, []string{"*"},
+			map[string]any{"ArnLike": map[string]any{"ecs:cluster": arn("ecs", "cluster/"+prefix)}}),
+		statement("DescribeInCluster", []string{"ecs:DescribeServices", "ecs:DescribeTasks"},
+			[]string{arn("ecs", "service/"+prefix+"/*"), arn("ecs", "task/"+prefix+"/*")}, nil),
+	}
+	if cfg.Events {
+		discovery = append(discovery, statement("Events", []string{"sqs:ReceiveMessage", "sqs:DeleteMessage", "sqs:ChangeMessageVisibility", "sqs:GetQueueAttributes"},
+			[]string{eventsOf(cfg, account).QueueARN}, nil))
+	}
 	return []awsadmin.Role{
 		{
 			Path: "/", Name: cfg.ControllerRoleName(), Description: "isthmus-controller in EKS", Tags: madeBy(cfg), KeepTrust: true,
@@ -29,14 +41,8 @@ func infraRoles(cfg config.Config, account string) (roles []awsadmin.Role, contr
 		},
 		{
 			Path: "/", Name: cfg.DiscoveryRole, Description: "discovery of ECS for the mesh", Tags: madeBy(cfg),
-			Trust: trust(map[string]any{"AWS": controllerARN}, nil),
-			Inline: map[string]map[string]any{"Discovery": document(
-				statement("Enumerate", []string{"ecs:ListClusters", "ecs:DescribeTaskDefinition"}, []string{"*"}, nil),
-				statement("Clusters", []string{"ecs:DescribeClusters"}, []string{arn("ecs", "cluster/"+prefix)}, nil),
-				statement("ListInCluster", []string{"ecs:ListServices", "ecs:ListTasks"}, []string{"*"},
-					map[string]any{"ArnLike": map[string]any{"ecs:cluster": arn("ecs", "cluster/"+prefix)}}),
-				statement("DescribeInCluster", []string{"ecs:DescribeServices", "ecs:DescribeTasks"},
-					[]string{arn("ecs", "service/"+prefix+"/*"), arn("ecs", "task/"+prefix+"/*")}, nil))},
+			Trust:  trust(map[string]any{"AWS": controllerARN}, nil),
+			Inline: map[string]map[string]any{"Discovery": document(discovery...)},
 		},
 		{
 			Path: cfg.TaskRolePath(), Name: cfg.TaskRoleName(), Description: "ECS tasks of the mesh", Tags: madeBy(cfg),
@@ -77,4 +83,31 @@ func statement(sid string, actions, resources []string, condition map[string]any
 		st["Condition"] = condition
 	}
 	return st
+}
+
+// eventsName is the name of the rule and the queue of an installation's events.
+func eventsName(cfg config.Config) string { return "ecs-" + cfg.ClusterName + "-events" }
+
+// eventsOf is the way of an account's ECS events to the controller. A change of a task's health makes no event, so that
+// sweeps go on whatever events do.
+func eventsOf(cfg config.Config, account string) awsadmin.Events {
+	arn := func(service, rest string) string {
+		return fmt.Sprintf("arn:%s:%s:%s:%s:%s", partition(cfg.Region), service, cfg.Region, account, rest)
+	}
+	var clusters []any
+	for _, name := range cfg.ECSClusters() {
+		clusters = append(clusters, arn("ecs", "cluster/"+name))
+	}
+	return awsadmin.Events{Name: eventsName(cfg), QueueARN: arn("sqs", eventsName(cfg)), RuleARN: arn("events", "rule/"+eventsName(cfg)), Tags: madeBy(cfg),
+		Pattern: map[string]any{"source": []any{"aws.ecs"}, "detail-type": []any{"ECS Task State Change", "ECS Service Action"},
+			"detail": map[string]any{"clusterArn": clusters}}}
+}
+
+// queueURL is the address of the events' queue, which AWS forms from its name.
+func queueURL(cfg config.Config, account string) string {
+	suffix := ""
+	if partition(cfg.Region) == "aws-cn" {
+		suffix = ".cn"
+	}
+	return fmt.Sprintf("https://sqs.%s.amazonaws.com%s/%s/%s", cfg.Region, suffix, account, eventsName(cfg))
 }

@@ -47,6 +47,7 @@ Other accounts are left alone.`,
 	}
 	c.Flags().BoolVar(&remove, "remove", false, "take the account out")
 	c.Flags().BoolVar(&dryRun, "dry-run", false, "say what would change and change nothing")
+	a.eventsFlag(c.Flags())
 	return c
 }
 
@@ -107,6 +108,9 @@ func registered(all []settings.Account, account settings.Account, remove bool) [
 	case i >= 0:
 		// What only the file knows stays as it is.
 		all[i].Role, all[i].Domain, all[i].Regions = account.Role, account.Domain, account.Regions
+		if account.Events != nil {
+			all[i].Events = account.Events
+		}
 		return all
 	}
 	return append(all, account)

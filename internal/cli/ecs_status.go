@@ -36,7 +36,7 @@ healthy, and the tasks that a node's ztunnel reaches by HBONE (mTLS). With -o wi
 				a.Notef("what the mesh sees is left out: %v", err)
 				k = nil
 			}
-			clusters, err := clusterFacts(cmd.Context(), admin, k, cfg)
+			clusters, err := a.clusterFacts(cmd.Context(), admin, k, cfg)
 			if err != nil {
 				return err
 			}

@@ -17,6 +17,7 @@ import (
 	"github.com/isthmus-mesh/isthmus/internal/cli/output"
 	"github.com/isthmus-mesh/isthmus/internal/config"
 	"github.com/isthmus-mesh/isthmus/internal/kube"
+	"github.com/isthmus-mesh/isthmus/internal/mesh"
 )
 
 // partLimit bounds how long one part of the installation may take to answer.
@@ -58,14 +59,28 @@ func (a *app) facts(ctx context.Context, cfg config.Config) *check.Facts {
 		eks, err := eksCluster(ctx, admin, cfg)
 		if f.AWS.EKS, f.AWS.EKSErr = eks.Status, err; err == nil && eks.Status == "ACTIVE" {
 			f.AWS.Infra, f.AWS.InfraErr = quiet.infra(ctx, admin, cfg, true)
+			f.AWS.Group = securityGroup(cfg)
+			f.AWS.Open, f.AWS.OpenErr = openGroup(ctx, admin, cfg, eks.VPC)
 		}
 	})
 	if kubeErr != nil {
 		k = nil
 	}
-	f.Clusters, f.ECSErr = clusterFacts(ctx, admin, k, cfg)
+	f.Clusters, f.ECSErr = a.clusterFacts(ctx, admin, k, cfg)
 	parts.Wait()
 	return f
+}
+
+// openGroup is what the tasks' security group admits beside the mesh.
+func openGroup(ctx context.Context, admin *awsadmin.Client, cfg config.Config, vpc string) ([]string, error) {
+	if cfg.Home != nil {
+		var err error
+		if vpc, _, err = admin.FindVPC(ctx, cfg.Home.VPC); err != nil || vpc == "" {
+			return nil, awsError(err)
+		}
+	}
+	open, err := admin.OtherIngress(ctx, vpc, securityGroup(cfg), mesh.HBONEPort)
+	return open, awsError(err)
 }
 
 // discard swallows what a part would say.
@@ -148,12 +163,12 @@ func controllerStatus(ctx context.Context, k *kube.Client) (*check.Status, error
 }
 
 // clusterFacts reads the ECS clusters of the configuration; k is nil where there is no Kubernetes.
-func clusterFacts(ctx context.Context, admin *awsadmin.Client, k *kube.Client, cfg config.Config) ([]check.Cluster, error) {
+func (a *app) clusterFacts(ctx context.Context, admin *awsadmin.Client, k *kube.Client, cfg config.Config) ([]check.Cluster, error) {
 	found, _, err := admin.DescribeClusters(ctx, cfg.ECSClusters())
 	if err != nil {
 		return nil, awsError(err)
 	}
-	g := &ecsGatherer{admin: admin, kube: k, cfg: cfg}
+	g := &ecsGatherer{admin: admin, kube: k, cfg: cfg, config: a.configPath}
 	g.readMesh(ctx)
 	var out []check.Cluster
 	for _, name := range cfg.ECSClusters() {

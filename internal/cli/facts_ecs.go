@@ -4,11 +4,13 @@ import (
 	"cmp"
 	"context"
 	"slices"
+	"strconv"
 	"strings"
 
 	awsadmin "github.com/isthmus-mesh/isthmus/internal/awsapi/admin"
 	"github.com/isthmus-mesh/isthmus/internal/cli/check"
 	"github.com/isthmus-mesh/isthmus/internal/config"
+	"github.com/isthmus-mesh/isthmus/internal/diag"
 	"github.com/isthmus-mesh/isthmus/internal/ecs/inventory"
 	"github.com/isthmus-mesh/isthmus/internal/enrol"
 	"github.com/isthmus-mesh/isthmus/internal/kube"
@@ -19,6 +21,8 @@ type ecsGatherer struct {
 	admin *awsadmin.Client
 	kube  *kube.Client // nil where there is none
 	cfg   config.Config
+	// config is the file that the command line was given, "" for the usual one.
+	config string
 
 	protocols map[string]string // address to protocol, as a node's ztunnel says; nil if it could not be read
 	wanted    enrol.Options     // what add-service would tell a proxy now
@@ -92,7 +96,8 @@ func (g *ecsGatherer) service(ctx context.Context, clusterName string, s *invent
 		out.Enrolled, out.Namespace, out.Account = true, opt.Namespace, opt.ServiceAccount
 		if g.kube != nil {
 			out.AccountErr = identityReady(ctx, g.kube, opt.Namespace, opt.ServiceAccount, out.Role)
-			out.Drift, out.DriftErr = g.drift(def, opt)
+			out.Add = g.addCommand(def, opt, clusterName, s.Name)
+			out.Drift, out.DriftErr = g.drift(def, opt, clusterName)
 		}
 	}
 	tasks, err := tasksOf(ctx, g.admin, clusterName, s.Name)
@@ -115,15 +120,49 @@ func (g *ecsGatherer) service(ctx context.Context, clusterName string, s *invent
 }
 
 // drift says what add-service would change of a definition that was enrolled with opt: everything that is not a person's
-// choice of that time.
-func (g *ecsGatherer) drift(def enrol.Definition, opt enrol.Options) ([]string, error) {
+// choice for this service. The namespace of another ECS cluster is no choice: the definition was enrolled for that one.
+func (g *ecsGatherer) drift(def enrol.Definition, opt enrol.Options, clusterName string) ([]string, error) {
 	if g.wantedErr != nil {
 		return nil, g.wantedErr
 	}
-	opt.Gateway, opt.RootPEM, opt.Network = g.wanted.Gateway, g.wanted.RootPEM, g.cfg.Network
+	opt.Image, opt.Gateway, opt.RootPEM, opt.Network = g.cfg.ProxyImage, g.wanted.Gateway, g.wanted.RootPEM, g.cfg.Network
+	opt.Namespace = g.namespace(opt, clusterName)
 	want, err := enrol.Enrol(def, opt)
 	if err != nil || enrol.Equal(def, want) {
 		return nil, err
 	}
 	return enrol.Diff(def, want), nil
+}
+
+func (g *ecsGatherer) namespace(opt enrol.Options, clusterName string) string {
+	if opt.Namespace == "" || slices.Contains(g.cfg.ECSClusters(), opt.Namespace) {
+		return clusterName
+	}
+	return opt.Namespace
+}
+
+// addCommand is the command line that enrols a service as it is enrolled, with what is drift brought to the present.
+func (g *ecsGatherer) addCommand(def enrol.Definition, opt enrol.Options, clusterName, name string) string {
+	args := []string{"isthmus"}
+	if g.config != "" {
+		args = append(args, "--config", g.config)
+	}
+	args = append(args, "ecs", "add-service", name, "--cluster", clusterName)
+	flag := func(name, value, otherwise string) {
+		if value != "" && value != otherwise {
+			args = append(args, "--"+name, value)
+		}
+	}
+	flag("namespace", g.namespace(opt, clusterName), clusterName)
+	flag("service-account", opt.ServiceAccount, g.cfg.ServiceAccount)
+	flag("capture", string(opt.Capture), string(enrol.CaptureSOCKS))
+	flag("proxy-env", string(opt.ProxyEnv), string(enrol.ProxyEnvNone))
+	flag("cpu", strconv.Itoa(opt.CPU), "0")
+	flag("memory-reservation", strconv.Itoa(opt.MemoryMiB), "64")
+	flag("stop-timeout", strconv.Itoa(opt.StopTimeout)+"s", "60s")
+	opt.ClientOnly = false
+	if _, err := enrol.Enrol(def, opt); diag.CodeOf(err) == diag.NoPortMappings {
+		args = append(args, "--client-only")
+	}
+	return strings.Join(append(args, "--wait"), " ")
 }

@@ -53,11 +53,15 @@ controller itself and the GatewayClass of the east-west gateway. With --dry-run 
 	c.Flags().StringVar(&cfg.Image, "image", "", "image of the controller")
 	c.Flags().IntVar(&cfg.Replicas, "replicas", 2, "number of controllers")
 	c.Flags().BoolVar(&dryRun, "dry-run", false, "print the manifests and apply nothing")
+	a.eventsFlag(c.Flags())
 	return c
 }
 
 // settingsOf is the controller's configuration of an installation.
 func settingsOf(cfg config.Config, account string) settings.File {
-	return settings.File{Network: cfg.Network, Platforms: settings.Platforms{ECS: settings.ECS{Accounts: []settings.Account{
-		{Role: roleARN(cfg, account, cfg.DiscoveryRole), Domain: cfg.Domain, Regions: []string{cfg.Region}}}}}}
+	one := settings.Account{Role: roleARN(cfg, account, cfg.DiscoveryRole), Domain: cfg.Domain, Regions: []string{cfg.Region}}
+	if cfg.Events {
+		one.Events = &settings.Events{QueueURL: queueURL(cfg, account)}
+	}
+	return settings.File{Network: cfg.Network, Platforms: settings.Platforms{ECS: settings.ECS{Accounts: []settings.Account{one}}}}
 }

@@ -58,6 +58,8 @@ type Config struct {
 	ControllerRole string `json:"controllerRole,omitempty"`
 	// Gateway is the east-west gateway, as namespace/name.
 	Gateway string `json:"gateway"`
+	// Events has ECS tell the controller of changes, by EventBridge and SQS, instead of waiting for the next sweep.
+	Events bool `json:"events,omitempty"`
 	// ProxyImage is the image of ztunnel in ECS tasks.
 	ProxyImage string `json:"proxyImage"`
 

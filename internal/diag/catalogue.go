@@ -88,6 +88,9 @@ const (
 	ClusterNotTagged     Code = "IST3114"
 	TaskNotRunning       Code = "IST3115"
 	RolloutFailed        Code = "IST3116"
+	CaptureRefused       Code = "IST3117"
+	ResourcesRefused     Code = "IST3118"
+	RolloutUnmanaged     Code = "IST3119"
 	UsageInvalid         Code = "IST3201"
 	CloudUnreachable     Code = "IST3202"
 	LabProgramAbsent     Code = "IST3203"
@@ -183,7 +186,7 @@ var catalogue = [...]Entry{
 		"if it is intended, set the annotation isthmus.dev/allow-deletions=ACCOUNT on the ConfigMap isthmus-controller in istio-system, or raise deletionLimitPercent."},
 	{WriteRefused, "Kubernetes refused an object of the controller",
 		"a webhook, a quota or missing rights.",
-		"read the message; for missing rights apply the manifest of `isthmus install --print` again."},
+		"read the message; for missing rights apply the manifest of `isthmus install --dry-run` again."},
 	{MeshCRDMissing, "Kubernetes does not know Istio's ServiceEntry and WorkloadEntry",
 		"Istio is not installed in this cluster, or its CRDs were removed.",
 		"install Istio in ambient mode (istioctl install --set profile=ambient); the controller waits for it."},
@@ -259,7 +262,7 @@ var catalogue = [...]Entry{
 		"nothing: ztunnel retries; add replicas if it lasts."},
 	{TokenNotIssued, "Kubernetes did not issue the token",
 		"the API server refused or did not answer the TokenRequest, or the per-task Secret could not be made.",
-		"check the controller's rights on serviceaccounts/token and secrets (`isthmus install --print`) and the API server."},
+		"check the controller's rights on serviceaccounts/token and secrets (`isthmus install --dry-run`) and the API server."},
 	{BrokerNotReady, "the broker is starting",
 		"it has no certificate yet, or discovery has not started.",
 		"nothing: ztunnel retries."},
@@ -289,7 +292,7 @@ var catalogue = [...]Entry{
 		"the container, the program or the connection to it is missing.",
 		"check that the pod is Running and the program exists in its image."},
 	{PortConflict, "a port of the application is one of the proxy's",
-		"ztunnel uses 15000, 15001, 15006, 15008, 15020, 15021, 15053 and 15080.",
+		"ztunnel uses 15000, 15001, 15006, 15008, 15020, 15021, 15053 and 15080, and reserves all from 15000 to 15090.",
 		"move the application to another port."},
 	{NetworkModeRefused, "the task definition's network mode cannot be enrolled",
 		"the proxy needs the task's own address, so networkMode must be awsvpc.",
@@ -336,6 +339,15 @@ var catalogue = [...]Entry{
 	{RolloutFailed, "the service did not become stable",
 		"the new tasks did not reach a steady state in time.",
 		"look at the stopped tasks' stoppedReason and at the log streams of their containers."},
+	{CaptureRefused, "the task cannot have this way of capture",
+		"redirect needs NET_ADMIN, which Fargate does not give; platform needs the one proxyConfiguration of the task definition.",
+		"use --capture socks, which every task can have."},
+	{ResourcesRefused, "the task has no room for the proxy",
+		"Fargate has fixed pairs of CPU and memory, and the containers may not reserve more than the task has.",
+		"raise cpu or memory of the task definition, or lower --cpu or --memory-reservation."},
+	{RolloutUnmanaged, "the service is not rolled over by ECS",
+		"its deployment controller is CODE_DEPLOY or EXTERNAL, which alone may change its task definition.",
+		"enrol the task definition where it is made, with `isthmus ecs render`, and deploy it as usual."},
 	{UsageInvalid, "the command line is not valid",
 		"a flag or argument is unknown or missing.",
 		"add --help to the command."},

@@ -28,18 +28,24 @@ func proxyContainer(apps []map[string]any, opt Options) map[string]any {
 		{"XDS_ROOT_CA", opt.RootPEM},
 		{"CA_ROOT_CA", opt.RootPEM},
 		{"ISTHMUS_BROKER_ADDRESS", gateway},
-		{"UNSTABLE_ENABLE_SOCKS5", strconv.FormatBool(opt.Capture == CaptureSOCKS)},
+		{"UNSTABLE_ENABLE_SOCKS5", strconv.FormatBool(opt.Capture != CaptureNone)}, // also for clients that were set up for it
+		{"ISTHMUS_REDIRECT", strconv.FormatBool(opt.Capture == CaptureRedirect)},
 		{"TERMINATION_GRACE_PERIOD_SECONDS", strconv.Itoa(opt.StopTimeout)},
 	}
 	vars := make([]any, 0, len(env))
 	for _, e := range env {
 		vars = append(vars, map[string]any{"name": e[0], "value": e[1]})
 	}
+	user, capabilities := "1337:1337", map[string]any{"drop": []any{"ALL"}}
+	if opt.Capture == CaptureRedirect {
+		// A capability that is added is root's only: it is in the bounding set of others, and no use to them.
+		user, capabilities["add"] = "0:0", []any{"NET_ADMIN"}
+	}
 	c := map[string]any{
 		"name":                   ContainerName,
 		"image":                  opt.Image,
 		"essential":              true,
-		"user":                   "1337:1337",
+		"user":                   user,
 		"readonlyRootFilesystem": true,
 		"memoryReservation":      float64(opt.MemoryMiB),
 		"environment":            vars,
@@ -47,10 +53,13 @@ func proxyContainer(apps []map[string]any, opt Options) map[string]any {
 		"healthCheck": map[string]any{
 			"command": []any{"CMD", "/usr/local/bin/ztunnel", "health"}, "interval": 5.0, "timeout": 2.0, "retries": 3.0, "startPeriod": 60.0,
 		},
-		"linuxParameters": map[string]any{"capabilities": map[string]any{"drop": []any{"ALL"}}},
+		"linuxParameters": map[string]any{"capabilities": capabilities},
 		"ulimits":         []any{map[string]any{"name": "nofile", "softLimit": 65535.0, "hardLimit": 65535.0}},
 		"stopTimeout":     float64(opt.StopTimeout),
 		"dockerLabels":    map[string]any{ProxyLabel: "true"},
+	}
+	if opt.CPU > 0 {
+		c["cpu"] = float64(opt.CPU)
 	}
 	if logs := logConfiguration(apps); logs != nil {
 		c["logConfiguration"] = logs
@@ -78,9 +87,8 @@ func logConfiguration(apps []map[string]any) map[string]any {
 	return nil
 }
 
-// proxyConfiguration asks ECS itself to redirect the task's connections to the proxy.
-func proxyConfiguration(apps []map[string]any) map[string]any {
-	var ports []string
+// appPorts are the ports of the application's port mappings, ranges apart.
+func appPorts(apps []map[string]any) (ports []string) {
 	for _, app := range apps {
 		for _, p := range list(app["portMappings"]) {
 			m, _ := p.(map[string]any)
@@ -89,12 +97,17 @@ func proxyConfiguration(apps []map[string]any) map[string]any {
 			}
 		}
 	}
+	return ports
+}
+
+// proxyConfiguration asks ECS itself to redirect the task's connections to the proxy.
+func proxyConfiguration(apps []map[string]any) map[string]any {
 	property := func(name, value string) any { return map[string]any{"name": name, "value": value} }
 	return map[string]any{
 		"type": "APPMESH", "containerName": ContainerName,
 		"properties": []any{
 			property("IgnoredUID", "1337"),
-			property("AppPorts", strings.Join(ports, ",")),
+			property("AppPorts", strings.Join(appPorts(apps), ",")),
 			property("ProxyIngressPort", strconv.Itoa(mesh.InboundPort)),
 			property("ProxyEgressPort", strconv.Itoa(mesh.OutboundPort)),
 			property("EgressIgnoredIPs", "169.254.170.2,169.254.169.254"),
@@ -106,6 +119,9 @@ func isProxy(c map[string]any) bool {
 	labels, _ := c["dockerLabels"].(map[string]any)
 	return labels[ProxyLabel] == "true"
 }
+
+// isRouter reports whether a container carries the logs of the others.
+func isRouter(c map[string]any) bool { return c["firelensConfiguration"] != nil }
 
 func removeDependency(c map[string]any) {
 	deps := slices.DeleteFunc(list(c["dependsOn"]), func(d any) bool {

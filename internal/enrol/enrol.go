@@ -12,7 +12,6 @@ import (
 	"encoding/json"
 	"maps"
 	"slices"
-	"strconv"
 
 	"github.com/isthmus-mesh/isthmus/internal/diag"
 	"github.com/isthmus-mesh/isthmus/internal/mesh"
@@ -45,9 +44,15 @@ type Capture string
 // The ways of capture.
 const (
 	CaptureSOCKS    Capture = "socks"    // SOCKS5 and HTTP CONNECT on 127.0.0.1:15080; no privilege needed
+	CaptureRedirect Capture = "redirect" // ztunnel redirects by itself; needs NET_ADMIN, so not on Fargate
 	CapturePlatform Capture = "platform" // ECS proxyConfiguration redirects inside the task
 	CaptureNone     Capture = "none"     // inbound only
 )
+
+// Captures returns the ways of capture.
+func Captures() []Capture {
+	return []Capture{CaptureSOCKS, CaptureRedirect, CapturePlatform, CaptureNone}
+}
 
 // Options say what the proxy of the enrolled task is told.
 type Options struct {
@@ -62,8 +67,12 @@ type Options struct {
 	TrustDomain    string // "" means "cluster.local"
 	Capture        Capture
 	ClientOnly     bool // a service without ports is meant
-	MemoryMiB      int  // soft reservation; 0 means 64
-	StopTimeout    int  // seconds the proxy may drain; 0 means 60
+	ProxyEnv       ProxyEnv
+	CPU            int // CPU units of the task that the proxy reserves; 0 means none
+	MemoryMiB      int // soft reservation; 0 means 64
+	StopTimeout    int // seconds the proxy may drain; 0 means 60
+	// LaunchType and PlatformVersion are the service's, as far as they are known; "" is judged by the definition alone.
+	LaunchType, PlatformVersion string
 }
 
 // Enrol returns def with the proxy in it. def is not changed.
@@ -83,17 +92,26 @@ func Enrol(def Definition, opt Options) (Definition, error) {
 	if err := check(out, apps, opt); err != nil {
 		return Definition{}, err
 	}
+	was := before{Tags: ownTags(out.Tags)}
 	for _, app := range apps {
-		if _, router := app["firelensConfiguration"]; router {
+		if isRouter(app) {
 			continue // a log router that waited for the proxy could not carry the proxy's own logs
 		}
+		was.addProxyEnv(app, opt)
 		app["dependsOn"] = append(list(app["dependsOn"]), map[string]any{"containerName": ContainerName, "condition": "HEALTHY"})
 	}
 	all := make([]any, 0, len(apps)+1)
 	for _, app := range apps {
 		all = append(all, app)
 	}
-	out.Task["containerDefinitions"] = append(all, proxyContainer(apps, opt))
+	proxy := proxyContainer(apps, opt)
+	if err := was.write(proxy); err != nil {
+		return Definition{}, err
+	}
+	if err := acyclic(append(slices.Clone(apps), proxy)); err != nil {
+		return Definition{}, err
+	}
+	out.Task["containerDefinitions"] = append(all, proxy)
 	if opt.Capture == CapturePlatform {
 		out.Task["proxyConfiguration"] = proxyConfiguration(apps)
 	}
@@ -108,7 +126,7 @@ func Enrol(def Definition, opt Options) (Definition, error) {
 	return out, nil
 }
 
-// Remove returns def without the proxy; a definition that was not enrolled comes back equal. Members that the API adds
+// Remove returns def as it was before Enrol; a definition that was not enrolled comes back equal. Members that the API adds
 // on reading and refuses on registering are dropped. def is not changed.
 func Remove(def Definition) (Definition, error) {
 	task, err := clone(def.Task)
@@ -120,7 +138,12 @@ func Remove(def Definition) (Definition, error) {
 	if err != nil {
 		return Definition{}, err
 	}
-	enrolled := slices.ContainsFunc(all, isProxy)
+	i := slices.IndexFunc(all, isProxy)
+	enrolled := i >= 0
+	var was before
+	if enrolled {
+		was = readBefore(all[i])
+	}
 	kept := make([]any, 0, len(all))
 	for _, c := range all {
 		if isProxy(c) {
@@ -131,6 +154,7 @@ func Remove(def Definition) (Definition, error) {
 		}
 		if enrolled {
 			removeDependency(c)
+			was.removeProxyEnv(c)
 		}
 		kept = append(kept, c)
 	}
@@ -143,7 +167,7 @@ func Remove(def Definition) (Definition, error) {
 		if pc, ok := task["proxyConfiguration"].(map[string]any); ok && pc["containerName"] == ContainerName {
 			delete(task, "proxyConfiguration")
 		}
-		delete(tags, TagNamespace)
+		was.restore(tags)
 	}
 	return Definition{Task: task, Tags: tags}, nil
 }
@@ -205,6 +229,7 @@ func withDefaults(o Options) Options {
 	o.ClusterID = cmp.Or(o.ClusterID, "Kubernetes")
 	o.TrustDomain = cmp.Or(o.TrustDomain, mesh.DefaultTrustDomain)
 	o.Capture = cmp.Or(o.Capture, CaptureSOCKS)
+	o.ProxyEnv = cmp.Or(o.ProxyEnv, ProxyEnvNone)
 	o.GatewayPort = cmp.Or(o.GatewayPort, mesh.XDSPort)
 	o.MemoryMiB = cmp.Or(o.MemoryMiB, 64)
 	o.StopTimeout = cmp.Or(o.StopTimeout, 60)
@@ -217,60 +242,11 @@ func validate(o Options) error {
 			return diag.Newf(diag.ProxySettingMissing, "the %s of the proxy is not known", f.name)
 		}
 	}
-	switch o.Capture {
-	case CaptureSOCKS, CapturePlatform, CaptureNone:
-		return nil
+	if !slices.Contains(Captures(), o.Capture) {
+		return diag.Newf(diag.ProxySettingMissing, "capture %q is not one of %v", o.Capture, Captures())
 	}
-	return diag.Newf(diag.ProxySettingMissing, "capture %q is not one of socks, platform, none", o.Capture)
-}
-
-// check refuses what ECS or the mesh could not run.
-func check(def Definition, apps []map[string]any, opt Options) error {
-	if mode, _ := def.Task["networkMode"].(string); mode != "awsvpc" {
-		return diag.Newf(diag.NetworkModeRefused, "network mode is %q; the proxy needs an address of the task's own", cmp.Or(mode, "bridge"))
-	}
-	if role, _ := def.Task["taskRoleArn"].(string); role == "" {
-		return diag.Newf(diag.NoTaskRole, "the task definition has no taskRoleArn, so its tasks can prove no identity")
-	}
-	if len(apps)+1 > maxContainers {
-		return diag.Newf(diag.TooManyContainers, "the task definition has %d containers and ECS accepts %d", len(apps), maxContainers)
-	}
-	ports := 0
-	for _, app := range apps {
-		for _, p := range list(app["portMappings"]) {
-			m, _ := p.(map[string]any)
-			n, ok := number(m["containerPort"])
-			if !ok {
-				continue
-			}
-			ports++
-			if use, clash := proxyPorts()[n]; clash {
-				return diag.Newf(diag.PortConflict, "container %q uses port %d, which is the proxy's %s port", app["name"], n, use)
-			}
-		}
-	}
-	if ports == 0 && !opt.ClientOnly && def.Tags[TagPorts] == "" {
-		return diag.New(diag.NoPortMappings, "no container of the task definition has a port mapping")
+	if !slices.Contains(ProxyEnvs(), o.ProxyEnv) {
+		return diag.Newf(diag.ProxySettingMissing, "proxy variables %q are not one of %v", o.ProxyEnv, ProxyEnvs())
 	}
 	return nil
-}
-
-func proxyPorts() map[int]string {
-	return map[int]string{
-		mesh.AdminPort: "admin", mesh.OutboundPort: "outbound capture", mesh.InboundPort: "inbound capture", mesh.HBONEPort: "HBONE",
-		mesh.MetricsPort: "metrics", mesh.ReadinessPort: "readiness", mesh.DNSPort: "DNS", mesh.SOCKSPort: "SOCKS5",
-	}
-}
-
-func number(v any) (int, bool) {
-	switch n := v.(type) {
-	case float64:
-		return int(n), true
-	case int:
-		return n, true
-	case json.Number:
-		i, err := strconv.Atoi(n.String())
-		return i, err == nil
-	}
-	return 0, false
 }

@@ -6,8 +6,6 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
-
-	"github.com/isthmus-mesh/isthmus/internal/diag"
 )
 
 const echo = `{
@@ -100,48 +98,11 @@ func TestRemoveUndoesEnrol(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	delete(out.Tags, TagServiceAccount) // says who the task is, with or without the proxy
 	if !Equal(in, out) {
 		t.Errorf("Remove(Enrol(d)) differs from d:\n%s", strings.Join(Diff(in, out), "\n"))
 	}
 	if Enrolled(out) || !Enrolled(enrolled(t, in, o)) {
 		t.Error("Enrolled does not tell an enrolled definition")
-	}
-}
-
-func TestEnrolRefuses(t *testing.T) {
-	app := func(d Definition) map[string]any { return d.Task["containerDefinitions"].([]any)[0].(map[string]any) }
-	for _, c := range []struct {
-		name   string
-		change func(*Definition, *Options)
-		want   diag.Code
-	}{
-		{"bridge mode", func(d *Definition, _ *Options) { d.Task["networkMode"] = "bridge" }, diag.NetworkModeRefused},
-		{"no task role", func(d *Definition, _ *Options) { delete(d.Task, "taskRoleArn") }, diag.NoTaskRole},
-		{"port of the proxy", func(d *Definition, _ *Options) {
-			app(*d)["portMappings"] = []any{map[string]any{"containerPort": 15008.0}}
-		}, diag.PortConflict},
-		{"no ports", func(d *Definition, _ *Options) { delete(app(*d), "portMappings") }, diag.NoPortMappings},
-		{"foreign ztunnel", func(d *Definition, _ *Options) { app(*d)["name"] = "ztunnel" }, diag.ForeignProxy},
-		{"ten containers", func(d *Definition, _ *Options) {
-			var all []any
-			for i := range 10 {
-				all = append(all, map[string]any{"name": string(rune('a' + i)), "portMappings": []any{map[string]any{"containerPort": 80.0}}})
-			}
-			d.Task["containerDefinitions"] = all
-		}, diag.TooManyContainers},
-		{"too large", func(_ *Definition, o *Options) { o.RootPEM = strings.Repeat("x", 64<<10) }, diag.TaskDefinitionTooBig},
-		{"no containers", func(d *Definition, _ *Options) { delete(d.Task, "containerDefinitions") }, diag.TaskDefinitionBroken},
-		{"no image", func(_ *Definition, o *Options) { o.Image = "" }, diag.ProxySettingMissing},
-		{"bad capture", func(_ *Definition, o *Options) { o.Capture = "magic" }, diag.ProxySettingMissing},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			d, o := definition(t, echo), options()
-			c.change(&d, &o)
-			if _, err := Enrol(d, o); diag.CodeOf(err) != c.want {
-				t.Errorf("Enrol = %v, want code %s", err, c.want)
-			}
-		})
 	}
 }
 

@@ -20,6 +20,7 @@ func Read(def Definition) (opt Options, ok bool) {
 		opt.Image, _ = c["image"].(string)
 		opt.MemoryMiB, _ = number(c["memoryReservation"])
 		opt.StopTimeout, _ = number(c["stopTimeout"])
+		opt.CPU, _ = number(c["cpu"])
 		opt.Network, opt.ClusterID, opt.TrustDomain, opt.RootPEM = env["NETWORK"], env["CLUSTER_ID"], env["TRUST_DOMAIN"], env["XDS_ROOT_CA"]
 		if host, port, err := net.SplitHostPort(trimScheme(env["XDS_ADDRESS"])); err == nil {
 			opt.Gateway = host
@@ -31,10 +32,15 @@ func Read(def Definition) (opt Options, ok bool) {
 		if env["UNSTABLE_ENABLE_SOCKS5"] == "true" {
 			opt.Capture = CaptureSOCKS
 		}
+		if env["ISTHMUS_REDIRECT"] == "true" {
+			opt.Capture = CaptureRedirect
+		}
 		if pc, has := def.Task["proxyConfiguration"].(map[string]any); has && pc["containerName"] == ContainerName {
 			opt.Capture = CapturePlatform
 		}
 		opt.Namespace, opt.ServiceAccount = def.Tags[TagNamespace], def.Tags[TagServiceAccount]
+		was := readBefore(c)
+		opt.ProxyEnv = was.proxyEnv()
 		opt.ClientOnly = true // whether it has ports was judged when it was enrolled
 		return opt, true
 	}

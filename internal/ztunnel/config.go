@@ -54,6 +54,7 @@ type Config struct {
 	PreferredNamespace string
 	PacketMark         int
 	SpoofSource        bool
+	Redirect           bool // dedicated mode: redirect the connections of the own network namespace to this proxy
 	ResponseBaggage    bool
 	InpodSocket        string
 	PortReuse          bool
@@ -270,7 +271,7 @@ func (e *environment) broker(c *Config) {
 	if c.Mode != Dedicated {
 		e.fail("ISTHMUS_BROKER_ADDRESS", "is for dedicated mode only")
 	}
-	if b.Region == "" {
-		e.fail("AWS_REGION", "is required with ISTHMUS_BROKER_ADDRESS: the proof is made for a region")
+	if b.Region == "" && e.get(metadataURI) == "" {
+		e.fail("AWS_REGION", "is required with ISTHMUS_BROKER_ADDRESS outside of ECS: the proof is made for a region")
 	}
 }

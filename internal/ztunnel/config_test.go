@@ -69,6 +69,12 @@ func TestParseConfigReportsAllProblems(t *testing.T) {
 	if _, err := ParseConfig([]string{"PROXY_MODE=dedicated"}); err == nil || !strings.Contains(err.Error(), "PROXY_WORKLOAD_INFO") {
 		t.Errorf("dedicated without workload = %v", err)
 	}
+	if _, err := ParseConfig([]string{"ISTHMUS_REDIRECT=true"}); err == nil || !strings.Contains(err.Error(), "ISTHMUS_REDIRECT: is for dedicated mode only") {
+		t.Errorf("redirect in shared mode = %v", err)
+	}
+	if _, err := ParseConfig([]string{"PROXY_MODE=dedicated", "PROXY_WORKLOAD_INFO=a/b/c", "ISTHMUS_REDIRECT=true", "PACKET_MARK=7"}); err == nil || !strings.Contains(err.Error(), "PACKET_MARK: must be 1337") {
+		t.Errorf("redirect with another mark = %v", err)
+	}
 	if _, err := ParseConfig([]string{"PROXY_MODE=gateway"}); err == nil || !strings.Contains(err.Error(), "SERVICE_ACCOUNT") {
 		t.Errorf("gateway without identity = %v", err)
 	}

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/isthmus-mesh/isthmus/internal/capture/redirect"
 	"github.com/isthmus-mesh/isthmus/internal/gateway"
 	"github.com/isthmus-mesh/isthmus/internal/hbone"
 	"github.com/isthmus-mesh/isthmus/internal/telemetry"
@@ -37,12 +38,19 @@ func (e *environment) dataPath(c *Config) {
 	c.SOCKS = e.boolean("UNSTABLE_ENABLE_SOCKS5", false)
 	c.IPv6 = e.boolean("IPV6_ENABLED", true)
 	c.PreferredNamespace = e.get("PREFERED_SERVICE_NAMESPACE")
-	mark := 0
-	if c.Mode == Shared {
+	c.Redirect = e.boolean("ISTHMUS_REDIRECT", false)
+	if c.Redirect && c.Mode != Dedicated {
+		e.fail("ISTHMUS_REDIRECT", "is for dedicated mode only: elsewhere the CNI agent redirects")
+	}
+	captured, mark := c.Mode == Shared || c.Redirect, 0
+	if captured {
 		mark = defaultPacketMark
 	}
 	c.PacketMark = e.integer("PACKET_MARK", mark, 0, 1<<31-1)
-	c.SpoofSource = e.boolean("ENABLE_ORIG_SRC", c.Mode == Shared)
+	if c.Redirect && c.PacketMark&redirect.MarkMask != redirect.Mark {
+		e.fail("PACKET_MARK", "must be %d with ISTHMUS_REDIRECT: the rules know the proxy's own packets by it", redirect.Mark)
+	}
+	c.SpoofSource = e.boolean("ENABLE_ORIG_SRC", captured)
 	c.ResponseBaggage = e.boolean("ENABLE_RESPONSE_BAGGAGE", true)
 	c.InpodSocket = e.or("INPOD_UDS", defaultInpodSocket)
 	c.PortReuse = e.boolean("INPOD_PORT_REUSE", true)

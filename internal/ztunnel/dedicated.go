@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/isthmus-mesh/isthmus/internal/capture/redirect"
 	"github.com/isthmus-mesh/isthmus/internal/identity/iamproof"
 	"github.com/isthmus-mesh/isthmus/internal/logattr"
 	"github.com/isthmus-mesh/isthmus/internal/mesh"
@@ -44,11 +45,24 @@ func (a *app) runDedicated(data, control context.Context, g *group, fail func(er
 	if a.cfg.CAAddress != "" {
 		g.start(control, fail, func(ctx context.Context) error { return a.prefetchOwn(ctx, info) })
 	}
+	if a.cfg.Redirect {
+		if err := redirectTask(a.cfg); err != nil {
+			w.close()
+			return err
+		}
+		a.log.Info("connections are redirected to the proxy")
+	}
 	a.metrics.ProxyStarted()
 	defer a.metrics.ProxyStopped()
 	a.ready.Set(taskProxy, true)
 	a.ready.Set(taskDNS, true)
-	return w.run(data)
+	err = w.run(data)
+	if err == nil && a.cfg.Redirect {
+		// The applications have ended before; what is left, such as a log router, finishes without the proxy. After an
+		// error the rules stay, so that nothing leaves in the clear that was meant for the mesh.
+		err = redirect.Remove(nil)
+	}
+	return err
 }
 
 // searchDomains are those of the container: applications qualify names with them. Never nil, which would mean
@@ -62,8 +76,8 @@ func (a *app) searchDomains() []string {
 
 // whoAmI finds out the identity of the workload: from the broker, which knows it by the task's role, or from the
 // environment.
-func (a *app) whoAmI(data, control context.Context, g *group, fail func(error)) (identityInfo, *mesh.Workload, error) {
-	who := identityInfo{
+func (a *app) whoAmI(data, control context.Context, g *group, fail func(error)) (who identityInfo, fallback *mesh.Workload, err error) {
+	who = identityInfo{
 		name: a.cfg.Workload.Name, namespace: a.cfg.Workload.Namespace, serviceAccount: a.cfg.Workload.ServiceAccount,
 		network: a.cfg.Network, clusterID: a.cfg.ClusterID, instanceIP: a.cfg.InstanceIP, token: tokenOf(a.cfg.AuthToken),
 	}
@@ -77,7 +91,13 @@ func (a *app) whoAmI(data, control context.Context, g *group, fail func(error)) 
 	if a.cfg.Broker.Address == "" {
 		return who, nil, nil
 	}
-	broker, err := a.broker()
+	region := a.cfg.Broker.Region
+	if region == "" {
+		if region, err = a.taskRegion(data); err != nil {
+			return who, nil, err
+		}
+	}
+	broker, err := a.broker(region)
 	if err != nil {
 		return who, nil, err
 	}
@@ -101,7 +121,7 @@ func (a *app) whoAmI(data, control context.Context, g *group, fail func(error)) 
 	return who, synthesise(who, answer.TrustDomain), nil
 }
 
-func (a *app) broker() (*iamproof.BrokerClient, error) {
+func (a *app) broker(region string) (*iamproof.BrokerClient, error) {
 	roots, err := rootsOf("XDS_ROOT_CA", a.cfg.XDSRoot)
 	if err != nil {
 		return nil, err
@@ -113,7 +133,7 @@ func (a *app) broker() (*iamproof.BrokerClient, error) {
 	b := a.cfg.Broker
 	return iamproof.NewBrokerClient(iamproof.BrokerConfig{
 		Address: b.Address, ServerName: b.ServerName, Identity: b.Identity, Roots: roots, Credentials: creds,
-		Region: b.Region, Audience: b.Audience, Dial: a.dial, MinTokenAge: a.cfg.tokenAge, Log: a.log,
+		Region: region, Audience: b.Audience, Dial: a.dial, MinTokenAge: a.cfg.tokenAge, Log: a.log,
 	})
 }
 

@@ -32,7 +32,12 @@ var (
 
 const echoHost = "echo.ecs-demo-1.ecs.local"
 
-func TestMain(m *testing.M) { os.Exit(proxytest.Main(m, shellIP, echoIP, gwIP)) }
+func TestMain(m *testing.M) {
+	if os.Getenv(actAsProxy) != "" {
+		os.Exit(beProxy())
+	}
+	os.Exit(proxytest.Main(m, shellIP, echoIP, gwIP))
+}
 
 // running is a proxy with what it logged.
 type running struct {

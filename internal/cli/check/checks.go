@@ -19,6 +19,7 @@ func Checks() []Check {
 		{ID: "aws-account", Category: "aws", Looks: "the account is the configured one", Why: "A wrong profile would set up, or clean up, somebody else's account.", needs: []string{"aws-credentials"}, run: awsAccount},
 		{ID: "aws-eks-cluster", Category: "aws", Looks: "the EKS cluster", Why: "Its VPC is where the ECS tasks go, and its Pod Identity is how the controller gets its role.", needs: []string{"aws-credentials"}, run: awsEKS},
 		{ID: "aws-infrastructure", Category: "aws", Looks: "roles, security group and log group", Why: "A role that lacks a right, or a trust policy that lacks sts:TagSession, stops discovery or the tasks' identity.", needs: []string{"aws-eks-cluster"}, run: awsInfra},
+		{ID: "aws-security-group", Category: "aws", Looks: "the security group of the tasks admits the mesh only", Why: "An application's port that is open beside 15008 is reached in the clear, past identity and policy.", needs: []string{"aws-eks-cluster"}, run: awsGroup},
 		{ID: "kubernetes-api", Category: "kubernetes", Looks: "the Kubernetes API", Why: "Everything the mesh knows is kept there.", run: kubeAPI},
 		{ID: "kubernetes-kinds", Category: "kubernetes", Looks: "the kinds of Istio and the Gateway API", Why: "Discovery writes ServiceEntry and WorkloadEntry; the east-west gateway is a Gateway.", needs: []string{"kubernetes-api"}, run: kubeKinds},
 		{ID: "istio-istiod", Category: "istio", Looks: "istiod", Why: "It serves the mesh's configuration and signs its certificates.", needs: []string{"kubernetes-api"}, run: istiod},
@@ -33,7 +34,7 @@ func Checks() []Check {
 		{ID: "ecs-namespace", Category: "ecs", Looks: "the namespaces of the ECS clusters", Why: "The objects of a cluster are written to its namespace, and its label makes it ambient.", needs: []string{"ecs-cluster", "kubernetes-api"}, run: ecsNamespace},
 		{ID: "ecs-service", Category: "ecs", Looks: "the ECS services run", Why: "A roll-over that is stuck keeps old tasks.", needs: []string{"ecs-cluster"}, run: ecsService},
 		{ID: "ecs-identity", Category: "ecs", Looks: "the identity of the services", Why: "The broker gives a task the identity of its service account only if the account names the task's role.", needs: []string{"ecs-namespace"}, run: ecsIdentity},
-		{ID: "ecs-enrolment", Category: "ecs", Looks: "the services are in the mesh as add-service would put them", Why: "A proxy that was told another gateway or root certificate cannot start again.", needs: []string{"ecs-cluster"}, run: ecsEnrolment},
+		{ID: "ecs-enrolment", Category: "ecs", Looks: "the services are in the mesh as add-service would put them", Why: "A proxy that was told another gateway or root certificate cannot start again, one of another image has not its mistakes mended, and one of another cluster's namespace has the wrong identity. What `isthmus ecs render` would make now is compared with what runs: image, gateway address, root certificate, network and namespace. Choices that were made for a service (capture, proxy variables, resources, service account, a namespace of its own) are kept, and the command in the fix repeats them.", needs: []string{"ecs-cluster"}, run: ecsEnrolment},
 		{ID: "ecs-proxy", Category: "ecs", Looks: "the proxies of the tasks", Why: "A task is reached by mTLS only while its proxy is healthy.", needs: []string{"ecs-cluster"}, run: ecsProxy},
 		{ID: "ecs-mesh", Category: "ecs", Looks: "the tasks as the mesh sees them", Why: "What a node's ztunnel does not know, or knows without HBONE, is not reached by mTLS.", needs: []string{"ecs-cluster", "istio-ztunnel"}, run: ecsMesh},
 	}
@@ -74,6 +75,19 @@ func awsInfra(f *Facts, v *verdict) {
 		v.fail("roles, security group and log group", strings.Join(f.AWS.Infra, "\n"), "isthmus ecs infra apply")
 	default:
 		v.pass("roles, security group and log group are as they should be")
+	}
+}
+
+func awsGroup(f *Facts, v *verdict) {
+	title := "security group " + f.AWS.Group
+	switch {
+	case f.AWS.OpenErr != nil:
+		v.error(title, f.AWS.OpenErr)
+	case len(f.AWS.Open) > 0:
+		v.warn(title, "beside the mesh's port it admits what reaches applications in the clear, without identity and policy:\n"+strings.Join(f.AWS.Open, "\n"),
+			"remove these rules: aws ec2 revoke-security-group-ingress --group-name "+f.AWS.Group+" ..., or keep them for a load balancer on purpose")
+	default:
+		v.pass("%s admits nothing but the mesh", title)
 	}
 }
 

@@ -83,7 +83,10 @@ func ecsIdentity(f *Facts, v *verdict) {
 
 func ecsEnrolment(f *Facts, v *verdict) {
 	each(f, v, "every service is enrolled as add-service would do it now", func(s Service) bool {
-		add := fmt.Sprintf("isthmus ecs add-service %s --cluster %s --wait", s.Name, s.Cluster)
+		add := s.Add
+		if add == "" {
+			add = fmt.Sprintf("isthmus ecs add-service %s --cluster %s --wait", s.Name, s.Cluster)
+		}
 		title := "service " + s.Cluster + "/" + s.Name
 		switch {
 		case !s.Enrolled:

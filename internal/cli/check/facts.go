@@ -43,6 +43,10 @@ type AWS struct {
 	// InfraErr is why the infrastructure could not be compared; Infra are the changes that `isthmus ecs infra` would make.
 	InfraErr error
 	Infra    []string
+	// Group is the tasks' security group, and Open what it admits beside the mesh.
+	Group   string
+	OpenErr error
+	Open    []string
 }
 
 // Kube is the Kubernetes API.
@@ -140,7 +144,9 @@ type Service struct {
 	// DriftErr is why drift could not be told; Drift is what add-service would change.
 	DriftErr error    `json:"-"`
 	Drift    []string `json:"drift,omitempty"`
-	Tasks    []Task   `json:"tasks"`
+	// Add is the add-service command that makes the service as it should be, with the choices that were made for it.
+	Add   string `json:"-"`
+	Tasks []Task `json:"tasks"`
 }
 
 // Task is one ECS task.

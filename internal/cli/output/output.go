@@ -114,24 +114,6 @@ func (s *Streams) symbol(fancy, plain string) string {
 	return plain
 }
 
-// Step runs f, announces it on standard error and reports how it ended and how long it took.
-func (s *Streams) Step(title string, f func() error) error {
-	if s.TTY {
-		fmt.Fprintf(s.Err, " %s %s ...", s.symbol("•", "-"), title)
-	}
-	start := time.Now()
-	err := f()
-	if s.TTY {
-		fmt.Fprint(s.Err, "\r\x1b[K")
-	}
-	mark := s.Paint(Green, s.symbol("✓", "ok"))
-	if err != nil {
-		mark = s.Paint(Red, s.symbol("✗", "FAIL"))
-	}
-	fmt.Fprintf(s.Err, " %s %s %s\n", mark, title, s.Paint(Dim, "("+Seconds(time.Since(start))+")"))
-	return err
-}
-
 // Notef writes a remark for a person to standard error.
 func (s *Streams) Notef(format string, args ...any) { fmt.Fprintf(s.Err, format+"\n", args...) }
 
