@@ -113,7 +113,7 @@ func (r *rollout) failure(ctx context.Context, definition string) string {
 }
 
 // shownEvents is how many of a service's events an error repeats.
-const shownEvents = 3
+const shownEvents = 6
 
 // events returns the latest that ECS has to say of the service, to be added to an error.
 func (r *rollout) events(ctx context.Context) string {

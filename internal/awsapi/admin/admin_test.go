@@ -7,6 +7,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -102,5 +103,21 @@ func TestRawCallsAreRetriedAndObserved(t *testing.T) {
 	}
 	if calls[1].Attempts != 1 {
 		t.Errorf("a refusal was tried %d times", calls[1].Attempts)
+	}
+}
+
+func TestServiceDetail(t *testing.T) {
+	e := newEndpoint(t)
+	a := admin(t, awsapi.Config{Endpoint: e.URL})
+	e.answer("DescribeServices", 200, `{"services":[{"capacityProviderStrategy":[{"capacityProvider":"FARGATE_SPOT"}],"platformVersion":"1.4.0","deploymentController":{"type":"CODE_DEPLOY"},
+		"deploymentConfiguration":{"deploymentCircuitBreaker":{"enable":true,"rollback":true}},"events":[{"createdAt":1.5,"message":"m"}]}]}`)
+	got, err := a.ServiceDetail(t.Context(), "c", "s")
+	want := ServiceDetail{LaunchType: "FARGATE", PlatformVersion: "1.4.0", Controller: "CODE_DEPLOY", Breaker: true, Rollback: true, Events: []ServiceEvent{{At: time.UnixMilli(1500).UTC(), Message: "m"}}}
+	if diff := cmp.Diff(want, got); diff != "" || err != nil {
+		t.Errorf("ServiceDetail: %v (-want +got):\n%s", err, diff)
+	}
+	e.answer("DescribeServices", 200, `{"services":[]}`)
+	if _, err := a.ServiceDetail(t.Context(), "c", "s"); err == nil {
+		t.Error("a service that is not there was described")
 	}
 }
