@@ -206,6 +206,24 @@ func TestGuideObjects(t *testing.T) {
 }
 
 // The life cycle of a task, with traps 4 and 5.
+// ECS calls a task UNKNOWN as soon as one essential container has no health check: containers are judged one by one, and
+// only those that are checked.
+func TestTrap5ContainersWithoutHealthCheckDoNotCount(t *testing.T) {
+	f := newFixture()
+	c := f.cluster("ecs-demo-1")
+	def := f.definition("echo", true, nil)
+	f.service(c, "echo-service", def)
+	f.task(c, "echo-service", def, func(x *inventory.Task) {
+		x.HealthStatus, x.Containers[0].HealthStatus = inventory.Unknown, inventory.Unknown
+	})
+	f.task(c, "echo-service", def, func(x *inventory.Task) {
+		x.HealthStatus, x.Containers[1].HealthStatus = inventory.Unknown, inventory.Unknown // this one is checked
+	})
+	if d := f.want(); len(d.WorkloadEntries) != 1 || d.WorkloadEntries[0].Metadata.Annotations[AnnotationHBONE] != AnnotationHBONEValue {
+		t.Errorf("workloads = %+v, want that of the first task, with HBONE", d.WorkloadEntries)
+	}
+}
+
 func TestServing(t *testing.T) {
 	tests := []struct {
 		name   string

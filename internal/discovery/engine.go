@@ -134,18 +134,18 @@ func (e *Engine) compare(st *scopeState, in Input) {
 	if old.Snapshot == in.Snapshot && !everything {
 		return
 	}
-	for arn, c := range old.Snapshot.Clusters {
-		if in.Snapshot.Clusters[arn] == nil {
-			e.compareClusters(st, arn, c, &inventory.ClusterView{}, true)
+	if keys, known := in.Snapshot.History.Since(old.Snapshot.History); known && !everything {
+		for _, arn := range keys {
+			e.compareCluster(st, arn, old.Snapshot.Clusters[arn], in.Snapshot.Clusters[arn], false)
 		}
-	}
-	for arn, c := range in.Snapshot.Clusters {
-		before := old.Snapshot.Clusters[arn]
-		if before == nil {
-			before = &inventory.ClusterView{}
+	} else {
+		for arn, c := range old.Snapshot.Clusters {
+			if in.Snapshot.Clusters[arn] == nil {
+				e.compareCluster(st, arn, c, nil, everything)
+			}
 		}
-		if before != c || everything {
-			e.compareClusters(st, arn, before, c, everything || before.Cluster != c.Cluster)
+		for arn, c := range in.Snapshot.Clusters {
+			e.compareCluster(st, arn, old.Snapshot.Clusters[arn], c, everything)
 		}
 	}
 	if !same(old.Snapshot.Definitions, in.Snapshot.Definitions) {
@@ -165,6 +165,44 @@ func (e *Engine) compare(st *scopeState, in Input) {
 // same reports whether two maps are one and the same; snapshots share maps that did not change.
 func same[K comparable, V any](a, b map[K]V) bool {
 	return reflect.ValueOf(a).Pointer() == reflect.ValueOf(b).Pointer() && len(a) == len(b)
+}
+
+// compareCluster marks what differs between two views of a cluster, of which either may be missing, or everything.
+func (e *Engine) compareCluster(st *scopeState, arn string, old, now *inventory.ClusterView, everything bool) {
+	switch {
+	case old == now && !everything:
+	case now == nil:
+		e.compareClusters(st, arn, old, &inventory.ClusterView{}, true)
+	case old == nil:
+		e.compareClusters(st, arn, &inventory.ClusterView{}, now, true)
+	default:
+		keys, known := now.History.Since(old.History)
+		if !known || everything || old.Cluster != now.Cluster {
+			e.compareClusters(st, arn, old, now, everything || old.Cluster != now.Cluster)
+			return
+		}
+		for _, key := range keys {
+			e.compareOne(st, arn, old, now, key)
+		}
+	}
+}
+
+// compareOne marks a task or service, given by its ARN, that may differ between two views of its cluster.
+func (e *Engine) compareOne(st *scopeState, cluster string, old, now *inventory.ClusterView, arn string) {
+	switch {
+	case old.Tasks[arn] != nil && now.Tasks[arn] == nil:
+		e.dirty.tasks[arn] = struct{}{}
+	case now.Tasks[arn] != nil && (old.Tasks[arn] != now.Tasks[arn] || old.Members[arn] != now.Members[arn]):
+		e.markTask(st, cluster, arn)
+	}
+	name := inventory.LastPart(arn)
+	before, after := old.Services[name], now.Services[name]
+	if after != nil && after != before {
+		e.markService(st, cluster, after)
+	}
+	if before != nil && (after == nil || after.ARN != before.ARN) {
+		e.dirty.services[before.ARN] = struct{}{}
+	}
 }
 
 // compareClusters marks the services and tasks that differ between two views of a cluster, or all of them.
@@ -265,7 +303,7 @@ func (e *Engine) lookAtServices() {
 		e.trouble(arn, len(n.problems) > 0)
 		e.joinHost(n)
 	}
-	clear(e.dirty.services)
+	e.dirty.services = set{} // clearing a map costs what it once held
 }
 
 // lookAtTasks evaluates the tasks that changed or whose service did, and marks their addresses.
@@ -307,7 +345,7 @@ func (e *Engine) lookAtTasks() {
 		e.trouble(arn, len(n.problems) > 0)
 		e.joinAddress(n)
 	}
-	clear(e.dirty.tasks)
+	e.dirty.tasks = set{}
 }
 
 // tell notes in the delta what a task's entry is now.

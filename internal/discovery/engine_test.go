@@ -30,8 +30,9 @@ func evolve(t *rapid.T, s *inventory.Snapshot) *inventory.Snapshot {
 		old := next.Clusters[arn]
 		c := &inventory.ClusterView{Cluster: &inventory.Cluster{ARN: arn, Name: name}, Services: map[string]*inventory.Service{}, Tasks: map[string]*inventory.Task{}, Members: map[string]string{}}
 		if old != nil {
-			c = &inventory.ClusterView{Cluster: old.Cluster, Services: old.Services, Tasks: old.Tasks, Members: old.Members}
+			c = &inventory.ClusterView{Cluster: old.Cluster, Services: old.Services, Tasks: old.Tasks, Members: old.Members, History: old.History}
 		}
+		next.History = next.History.Next(arn)
 		next.Clusters[arn] = c
 		service := rapid.SampledFrom([]string{"c", "b-c", "web"}).Draw(t, "service")
 		task := inventory.TaskARN(arn, fmt.Sprintf("%032x", rapid.IntRange(1, 4).Draw(t, "task")))
@@ -61,6 +62,7 @@ func evolve(t *rapid.T, s *inventory.Snapshot) *inventory.Snapshot {
 				c.Members[task] = service
 			}
 		}
+		c.History = c.History.Next(task, strings.Replace(arn, ":cluster/", ":service/", 1)+"/"+service)
 	}
 	return &next
 }
@@ -191,5 +193,25 @@ func TestUpdateTellsOnlyWhatChanged(t *testing.T) {
 	}
 	if s, ok := e.Skipped(first.ARN); !ok || !s.Drop {
 		t.Errorf("Skipped = %+v, %v; want a drop", s, ok)
+	}
+}
+
+// A task whose membership alone changed is looked at again when a history says where to look.
+func TestUpdateFollowsHistory(t *testing.T) {
+	f := newFixture()
+	c := f.cluster("ecs-demo-1")
+	def := f.definition("echo", true, nil)
+	f.service(c, "echo", def)
+	task := f.task(c, "echo", def, nil)
+	members := c.Members
+	c.Members, c.History, f.snap.History = nil, c.History.Next(), f.snap.History.Next()
+	e := NewEngine(Config{})
+	in := func(s *inventory.Snapshot) []Input { return []Input{{Snapshot: s, Domain: "ecs.local"}} }
+	before := e.Update(in(f.snap))
+	view, next := *c, *f.snap
+	view.Members, view.History = members, c.History.Next(task.ARN)
+	next.Clusters, next.History = map[string]*inventory.ClusterView{c.Cluster.ARN: &view}, f.snap.History.Next(c.Cluster.ARN)
+	if d := e.Update(in(&next)); len(before.Workloads) != 0 || len(d.Workloads) != 1 {
+		t.Errorf("%d workloads without a service, and %d when the task became its member; want 0 and 1", len(before.Workloads), len(d.Workloads))
 	}
 }

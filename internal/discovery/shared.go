@@ -62,7 +62,7 @@ func (e *Engine) lookAtHosts() {
 			e.finishHost(hostKey{ns, k.host})
 		}
 	}
-	clear(e.dirty.hosts)
+	e.dirty.hosts = map[hostKey]bool{}
 }
 
 // mergeHost makes one entry of the services of a host name. Services whose tags choose the same host name become one
@@ -259,5 +259,5 @@ func (e *Engine) lookAtAddresses() {
 			e.trouble(n.w.arn, len(n.problems) > 0 || n.clash != nil)
 		}
 	}
-	clear(e.dirty.addrs)
+	e.dirty.addrs = map[addrKey]bool{}
 }

@@ -104,7 +104,9 @@ func (c *chaos) serves(arn string) bool {
 // control is one turn of the controller: sweep, plan, apply.
 func (c *chaos) control(mode sweepMode, advance time.Duration) plan.Changes {
 	c.now = c.now.Add(advance)
+	before := c.refl.Snapshot()
 	snap, _ := c.refl.sweep(c.t.Context(), mode)
+	c.checkHistory(before, snap)
 	want := discovery.Want([]discovery.Input{{Snapshot: snap, Domain: "ecs.local"}}, discovery.Config{})
 	changes, memory := plan.Compute(plan.Input{Desired: want, Current: c.objects, Snapshots: []*inventory.Snapshot{snap}, Memory: c.memory})
 	c.memory = memory
@@ -119,6 +121,34 @@ func (c *chaos) control(mode sweepMode, advance time.Duration) plan.Changes {
 	}
 	c.apply(changes)
 	return changes
+}
+
+// checkHistory compares what a snapshot says has changed with what has.
+func (c *chaos) checkHistory(before, now *inventory.Snapshot) {
+	keys, known := now.History.Since(before.History)
+	for arn, view := range now.Clusters {
+		old := before.Clusters[arn]
+		if old == view || !known {
+			continue
+		}
+		if !slices.Contains(keys, arn) {
+			c.t.Fatalf("%s changed, and the history tells only of %v", arn, keys)
+		}
+		if old == nil {
+			continue
+		}
+		changed, known := view.History.Since(old.History)
+		for task, t := range view.Tasks {
+			if known && (old.Tasks[task] != t || old.Members[task] != view.Members[task]) && !slices.Contains(changed, task) {
+				c.t.Fatalf("%s changed, and the history tells only of %v", task, changed)
+			}
+		}
+		for task := range old.Tasks {
+			if known && view.Tasks[task] == nil && !slices.Contains(changed, task) {
+				c.t.Fatalf("%s went, and the history tells only of %v", task, changed)
+			}
+		}
+	}
 }
 
 func (c *chaos) apply(changes plan.Changes) {

@@ -3,6 +3,7 @@ package ecs
 import (
 	"context"
 	"fmt"
+	"iter"
 	"log/slog"
 	"maps"
 	"reflect"
@@ -18,9 +19,14 @@ type clusterSweep struct {
 	*sweep
 	prev *inventory.ClusterView
 
+	// What is known now: the maps of prev until something is written to them, see edit.
 	tasks    map[string]*inventory.Task
 	services map[string]*inventory.Service
 	members  map[string]string
+	edited   struct{ tasks, services, members bool }
+	touched  []string // ARNs of the tasks and services that are others than before
+
+	only     []string // if not nil, the tasks to look at
 	gone     map[string]inventory.Evidence
 	appeared []string
 	hosts    map[string]string
@@ -31,6 +37,7 @@ type clusterResult struct {
 	view        *inventory.ClusterView
 	gone        map[string]inventory.Evidence
 	appeared    []string
+	touched     []string
 	hosts       map[string]string
 	clusterGone bool
 	keyed       bool // only what hints were about was read
@@ -52,7 +59,7 @@ func (c *clusterSweep) run(ctx context.Context) *clusterResult {
 	if err == nil {
 		c.readHosts(ctx)
 	}
-	res := &clusterResult{gone: c.gone, appeared: c.appeared, hosts: c.hosts, err: err}
+	res := &clusterResult{gone: c.gone, appeared: c.appeared, touched: c.touched, hosts: c.hosts, err: err}
 	if isNotFound(err) {
 		res.clusterGone, res.err = true, fmt.Errorf("%s: %w", c.prev.Cluster.Name, errClusterUnknown)
 	}
@@ -66,25 +73,52 @@ func (c *clusterSweep) run(ctx context.Context) *clusterResult {
 
 // begin takes over what was known before.
 func (c *clusterSweep) begin() {
-	c.tasks, c.services, c.members = maps.Clone(c.prev.Tasks), maps.Clone(c.prev.Services), maps.Clone(c.prev.Members)
+	c.tasks, c.services, c.members = c.prev.Tasks, c.prev.Services, c.prev.Members
 	if c.tasks == nil {
 		c.tasks, c.services, c.members = map[string]*inventory.Task{}, map[string]*inventory.Service{}, map[string]string{}
 	}
 	c.gone, c.hosts = map[string]inventory.Evidence{}, map[string]string{}
 }
 
+// edit returns a map to write to: a copy of what it was, made before the first write, because what is published does not
+// change. The key is the ARN of the task or service that becomes another.
+func edit[V any](c *clusterSweep, m *map[string]V, edited *bool, key string) map[string]V {
+	if !*edited {
+		*m, *edited = maps.Clone(*m), true
+	}
+	c.touched = append(c.touched, key)
+	return *m
+}
+
+func (c *clusterSweep) setTask(t *inventory.Task) {
+	edit(c, &c.tasks, &c.edited.tasks, t.ARN)[t.ARN] = t
+}
+
+func (c *clusterSweep) setMember(task, service string) {
+	if c.members[task] != service {
+		edit(c, &c.members, &c.edited.members, task)[task] = service
+	}
+}
+
+// scan returns the tasks to look at.
+func (c *clusterSweep) scan() iter.Seq2[string, *inventory.Task] {
+	if c.only == nil {
+		return maps.All(c.tasks)
+	}
+	return func(yield func(string, *inventory.Task) bool) {
+		for _, arn := range c.only {
+			if t := c.tasks[arn]; t != nil && !yield(arn, t) {
+				return
+			}
+		}
+	}
+}
+
 // result returns the view of what is known now. What did not change is shared with the view before.
 func (c *clusterSweep) result() *inventory.ClusterView {
 	v := *c.prev
-	if !maps.Equal(c.tasks, c.prev.Tasks) || v.Tasks == nil {
-		v.Tasks = c.tasks
-	}
-	if !maps.Equal(c.services, c.prev.Services) || v.Services == nil {
-		v.Services = c.services
-	}
-	if !maps.Equal(c.members, c.prev.Members) || v.Members == nil {
-		v.Members = c.members
-	}
+	v.Tasks, v.Services, v.Members = c.tasks, c.services, c.members
+	v.History = c.prev.History.Next(c.touched...)
 	return &v
 }
 
@@ -151,18 +185,20 @@ func (c *clusterSweep) takeTask(t *inventory.Task) {
 			return
 		}
 	}
-	c.tasks[t.ARN] = t
+	c.setTask(t)
 }
 
 func (c *clusterSweep) dropTask(arn string, why inventory.Evidence) {
-	delete(c.tasks, arn)
-	delete(c.members, arn)
+	delete(edit(c, &c.tasks, &c.edited.tasks, arn), arn)
+	if _, ok := c.members[arn]; ok {
+		delete(edit(c, &c.members, &c.edited.members, arn), arn)
+	}
 	c.gone[arn] = why
 }
 
 // strangers reports whether a task claims a service that is not known yet.
 func (c *clusterSweep) strangers() bool {
-	for _, t := range c.tasks {
+	for _, t := range c.scan() {
 		if name := t.ServiceName(); name != "" && c.services[name] == nil && !t.Stopping() {
 			return true
 		}
@@ -225,11 +261,11 @@ func (c *clusterSweep) takeService(svc *inventory.Service) {
 	} else if reflect.DeepEqual(old, svc) {
 		return
 	}
-	c.services[svc.Name] = svc
+	edit(c, &c.services, &c.edited.services, svc.ARN)[svc.Name] = svc
 }
 
 func (c *clusterSweep) dropService(name, arn string, why inventory.Evidence) {
-	delete(c.services, name)
+	delete(edit(c, &c.services, &c.edited.services, arn), name)
 	c.gone[arn] = why
 }
 
@@ -237,7 +273,7 @@ func (c *clusterSweep) dropService(name, arn string, why inventory.Evidence) {
 // may choose; the service's own list of tasks decides. It is read once for a task, since membership never changes.
 func (c *clusterSweep) readMembers(ctx context.Context) error {
 	claimed := map[string]bool{}
-	for arn, t := range c.tasks {
+	for arn, t := range c.scan() {
 		if name := t.ServiceName(); name != "" && c.services[name] != nil && c.members[arn] == "" && !t.Stopping() {
 			claimed[name] = true
 		}
@@ -252,7 +288,7 @@ func (c *clusterSweep) readMembers(ctx context.Context) error {
 		}
 		for _, arn := range arns {
 			if c.tasks[arn] != nil {
-				c.members[arn] = name
+				c.setMember(arn, name)
 			}
 		}
 	}
@@ -266,7 +302,7 @@ func (c *clusterSweep) readHosts(ctx context.Context) {
 		return
 	}
 	var ask []string
-	for _, t := range c.tasks {
+	for _, t := range c.scan() {
 		if t.ContainerInstance != "" && !t.HostAddr.IsValid() && len(t.Addresses()) == 0 && c.state.hosts[t.ContainerInstance] == "" &&
 			!slices.Contains(ask, t.ContainerInstance) {
 			ask = append(ask, t.ContainerInstance)
@@ -280,14 +316,14 @@ func (c *clusterSweep) readHosts(ctx context.Context) {
 		}
 		maps.Copy(c.hosts, found)
 	}
-	for arn, t := range c.tasks {
+	for _, t := range c.scan() {
 		if t.ContainerInstance == "" || t.HostAddr.IsValid() || len(t.Addresses()) > 0 {
 			continue
 		}
 		if addr := hostAddr(c.hosts[t.ContainerInstance], c.state.hosts[t.ContainerInstance]); addr.IsValid() {
 			withHost := *t
 			withHost.HostAddr = addr
-			c.tasks[arn] = &withHost
+			c.setTask(&withHost)
 		}
 	}
 }

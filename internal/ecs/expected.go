@@ -56,6 +56,7 @@ func (s *sweep) meetTask(t *inventory.Task) {
 		v := *cs.view
 		v.Tasks = maps.Clone(v.Tasks)
 		v.Tasks[t.ARN] = t
+		v.History = v.History.Next(t.ARN)
 		cs.view = &v
 		s.state.revive(t.ARN)
 	default:
@@ -74,6 +75,7 @@ func (s *sweep) meetService(svc *inventory.Service) {
 		v := *cs.view
 		v.Services = maps.Clone(v.Services)
 		v.Services[svc.Name] = svc
+		v.History = v.History.Next(svc.ARN)
 		cs.view = &v
 		s.state.revive(svc.ARN)
 	default:

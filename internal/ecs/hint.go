@@ -112,6 +112,9 @@ func (c *clusterSweep) runKeyed(ctx context.Context, keys *clusterHints) *cluste
 		ask = append(ask, arn)
 	}
 	slices.Sort(ask)
+	if !keys.services { // else any task may belong to a service that is read now
+		c.only = ask
+	}
 	var err error
 	if len(ask) > 0 {
 		var found []*inventory.Task
@@ -136,5 +139,5 @@ func (c *clusterSweep) runKeyed(ctx context.Context, keys *clusterHints) *cluste
 		c.readHosts(ctx)
 	}
 	v := c.result()
-	return &clusterResult{gone: c.gone, appeared: c.appeared, hosts: c.hosts, view: v, keyed: true, err: err}
+	return &clusterResult{gone: c.gone, appeared: c.appeared, touched: c.touched, hosts: c.hosts, view: v, keyed: true, err: err}
 }

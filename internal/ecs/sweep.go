@@ -344,11 +344,21 @@ func (s *sweep) snapshot(before *inventory.Snapshot) *inventory.Snapshot {
 		Sweeps:   before.Sweeps + 1, CompleteSweeps: before.CompleteSweeps, SweptAt: before.SweptAt, Version: before.Version,
 	}
 	changed := len(before.Clusters) != len(s.state.clusters)
+	var others []string
+	for arn := range before.Clusters {
+		if s.state.clusters[arn] == nil {
+			others = append(others, arn)
+		}
+	}
 	for arn, cs := range s.state.clusters {
 		snap.Clusters[arn] = cs.view
 		old := before.Clusters[arn]
+		if old != cs.view {
+			others = append(others, arn)
+		}
 		changed = changed || old == nil || old != cs.view && !sameContent(old, cs.view)
 	}
+	snap.History = before.History.Next(others...)
 	snap.Definitions, snap.Gone = before.Definitions, before.Gone
 	if s.state.defsChanged {
 		snap.Definitions, s.state.defsChanged = map[string]*inventory.TaskDefinition{}, false

@@ -142,6 +142,7 @@ func (e *Engine) Plan(snapshots []*inventory.Snapshot, skipped func(arn string) 
 		limits: limits.withDefaults(), before: e.memory, scopes: map[scopeKey]*inventory.Snapshot{}, skipped: skipped,
 		wantedSources: e.wantedSources, workloads: e.workloads, memory: Memory{Held: map[Key]HeldSince{}, Absent: map[Key]HeldSince{}},
 	}
+	e.todo, e.orphans = shrunk(e.todo), shrunk(e.orphans)
 	for _, s := range snapshots {
 		p.scopes[scopeKey{s.Account, s.Region}] = s
 	}
@@ -159,6 +160,20 @@ func (e *Engine) Plan(snapshots []*inventory.Snapshot, skipped func(arn string) 
 	p.deletions(e.orphans, &out)
 	sortChanges(&out)
 	e.memory = p.memory
+	return out
+}
+
+// shrunk returns a map that costs no more to walk than what it holds: one that was large goes on costing what it once
+// held. Those that hold much change much, and are left as they are.
+func shrunk[V any](m map[Key]V) map[Key]V {
+	const few = 64
+	if len(m) > few {
+		return m
+	}
+	out := make(map[Key]V, len(m))
+	for k, v := range m {
+		out[k] = v
+	}
 	return out
 }
 

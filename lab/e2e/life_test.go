@@ -135,6 +135,18 @@ func (w *world) serviceEntry(t *testing.T) *kube.Object {
 // nextRevision registers the echo service's definition with one more variable in the application's environment.
 func (w *world) nextRevision(t *testing.T) string {
 	t.Helper()
+	d, tags := w.definition(t)
+	for i := range d.ContainerDefinitions {
+		if c := &d.ContainerDefinitions[i]; aws.ToString(c.Name) != proxyContainer {
+			c.Environment = append(c.Environment, types.KeyValuePair{Name: aws.String("E2E_REVISION"), Value: aws.String("2")})
+		}
+	}
+	return w.register(t, d, tags)
+}
+
+// definition returns the definition of cluster 1's echo service, and its tags.
+func (w *world) definition(t *testing.T) (*types.TaskDefinition, []types.Tag) {
+	t.Helper()
 	services, err := w.ecs.DescribeServices(t.Context(), &ecs.DescribeServicesInput{Cluster: aws.String(cluster1), Services: []string{echo}})
 	if err != nil {
 		t.Fatal(err)
@@ -145,16 +157,16 @@ func (w *world) nextRevision(t *testing.T) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d := have.TaskDefinition
-	for i := range d.ContainerDefinitions {
-		if c := &d.ContainerDefinitions[i]; aws.ToString(c.Name) != proxyContainer {
-			c.Environment = append(c.Environment, types.KeyValuePair{Name: aws.String("E2E_REVISION"), Value: aws.String("2")})
-		}
-	}
+	return have.TaskDefinition, have.Tags
+}
+
+// register registers a definition and returns its ARN.
+func (w *world) register(t *testing.T, d *types.TaskDefinition, tags []types.Tag) string {
+	t.Helper()
 	out, err := w.ecs.RegisterTaskDefinition(t.Context(), &ecs.RegisterTaskDefinitionInput{
 		Family: d.Family, NetworkMode: d.NetworkMode, Cpu: d.Cpu, Memory: d.Memory, RequiresCompatibilities: d.RequiresCompatibilities,
 		ContainerDefinitions: d.ContainerDefinitions, Volumes: d.Volumes, ProxyConfiguration: d.ProxyConfiguration,
-		TaskRoleArn: d.TaskRoleArn, ExecutionRoleArn: d.ExecutionRoleArn, Tags: have.Tags,
+		TaskRoleArn: d.TaskRoleArn, ExecutionRoleArn: d.ExecutionRoleArn, Tags: tags,
 	})
 	if err != nil {
 		t.Fatal(err)

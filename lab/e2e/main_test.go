@@ -75,6 +75,7 @@ func TestGuide(t *testing.T) {
 		{"Broker", testBroker},
 		{"PolicyLatency", testPolicyLatency},
 		{"BadInput", testBadInput},
+		{"SharedHost", testSharedHost},
 		{"Life", testLife},
 		{"Outage", testOutage},
 		{"Cleanup", testCleanup},

@@ -47,6 +47,9 @@ type ClusterView struct {
 	Err error
 	// CompleteSweeps counts the complete looks since the reflector started.
 	CompleteSweeps uint64
+	// History tells, by their ARNs, of the services and tasks that changed lately; a task changes too when its service
+	// does. What else may differ (the cluster itself, the counters) it does not tell.
+	History History
 }
 
 // Snapshot is everything known about one account in one region at one moment.
@@ -75,6 +78,8 @@ type Snapshot struct {
 	SweptAt time.Time
 	// Version grows whenever the content (not merely the counters) changes.
 	Version uint64
+	// History tells, by their ARNs, of the clusters whose view is another one.
+	History History
 }
 
 // TaskView joins a task with what it belongs to.
