@@ -1,5 +1,5 @@
-// Package cloud is the lab's AWS: one HTTP endpoint that speaks the protocols of ECS, STS, IAM, EC2, EKS and
-// CloudWatch Logs, checks signatures and policies as AWS does, and runs ECS tasks for real on the lab's container
+// Package cloud is the lab's AWS: one HTTP endpoint that speaks the protocols of ECS, STS, IAM, EC2, EKS, CloudWatch Logs,
+// EventBridge and SQS, checks signatures and policies as AWS does, and runs ECS tasks for real on the lab's container
 // runtime. This package only joins the services of its subfolders; each of them can be read alone.
 //
 // Where the lab differs from AWS on purpose:
@@ -35,8 +35,10 @@ import (
 	"github.com/isthmus-mesh/isthmus/lab/cloud/ec2"
 	"github.com/isthmus-mesh/isthmus/lab/cloud/ecs"
 	"github.com/isthmus-mesh/isthmus/lab/cloud/eks"
+	"github.com/isthmus-mesh/isthmus/lab/cloud/events"
 	"github.com/isthmus-mesh/isthmus/lab/cloud/iam"
 	"github.com/isthmus-mesh/isthmus/lab/cloud/logs"
+	"github.com/isthmus-mesh/isthmus/lab/cloud/sqs"
 	"github.com/isthmus-mesh/isthmus/lab/cloud/sts"
 )
 
@@ -135,6 +137,14 @@ func (c *Cloud) join(cfg Config) error {
 	if err != nil {
 		return err
 	}
+	queues, err := sqs.New(sqs.Config{Now: cfg.Now})
+	if err != nil {
+		return err
+	}
+	bus, err := events.New(events.Config{Queues: queues, Roles: c.iam, Now: cfg.Now, Log: cfg.Log})
+	if err != nil {
+		return err
+	}
 	ec2Svc, err := ec2.New(ec2.Config{AccountID: cfg.AccountID, Region: cfg.Region, Addresses: cfg.VPC, Fabric: cfg.Fabric, EKSCluster: cfg.EKS().Name})
 	if err != nil {
 		return err
@@ -151,7 +161,7 @@ func (c *Cloud) join(cfg Config) error {
 	if err != nil {
 		return err
 	}
-	c.ecs, err = ecs.New(ecs.Config{Runtime: cfg.Runtime, Network: ec2Svc, Logs: logSvc, Roles: c.iam, Dir: cfg.Dir, EndpointURL: cfg.EndpointURL,
+	c.ecs, err = ecs.New(ecs.Config{Runtime: cfg.Runtime, Network: ec2Svc, Logs: logSvc, Roles: c.iam, Bus: ecsBus{bus}, Dir: cfg.Dir, EndpointURL: cfg.EndpointURL,
 		Now: cfg.Now, Log: cfg.Log})
 	if err != nil {
 		return err
@@ -162,8 +172,17 @@ func (c *Cloud) join(cfg Config) error {
 	}
 	c.faults = awsserver.NewFaults(cfg.Now)
 	c.front, err = awsserver.New(awsserver.Config{Authority: c.iam, Faults: c.faults, Now: cfg.Now, Log: cfg.Log,
-		Services: []awsserver.Service{stsSvc, c.iam.API(), c.ecs.API(), ec2Svc.API(), c.eks.API(), logSvc.API()}})
+		Services: []awsserver.Service{stsSvc, c.iam.API(), c.ecs.API(), ec2Svc.API(), c.eks.API(), logSvc.API(),
+			queues.API(), bus.API()}})
 	return err
+}
+
+// ecsBus is EventBridge as ECS sees it.
+type ecsBus struct{ *events.Service }
+
+// Publish puts an event of ECS on the default bus.
+func (b ecsBus) Publish(account, region, detailType string, resources []string, detail any) {
+	b.Service.Publish(account, region, events.Event{Source: "aws.ecs", DetailType: detailType, Resources: resources, Detail: detail})
 }
 
 // Run runs services and tasks until ctx ends, then ends them all.

@@ -121,12 +121,20 @@ func (r *Request) Decode(v any) error {
 // Authorize returns the error AWS would give when the caller's policies do not allow the action on the resource,
 // which is an ARN or "*".
 func (r *Request) Authorize(action, resource string, conditions map[string][]string) error {
-	d := r.authority.Authorize(r.Caller, Access{Action: action, Resource: resource, Context: r.conditions(conditions)})
+	d := r.Decide(r.Access(action, resource, conditions))
 	if d == Allowed {
 		return nil
 	}
 	return AccessDenied(r.Caller.ARN, action, resource, d)
 }
+
+// Access describes what the caller wants to do, for resources that have a policy of their own.
+func (r *Request) Access(action, resource string, conditions map[string][]string) Access {
+	return Access{Action: action, Resource: resource, Context: r.conditions(conditions)}
+}
+
+// Decide asks the caller's policies, for resources that have a policy of their own.
+func (r *Request) Decide(a Access) Decision { return r.authority.Authorize(r.Caller, a) }
 
 // conditions adds the global condition keys to those of the operation.
 func (r *Request) conditions(own map[string][]string) map[string][]string {

@@ -192,6 +192,9 @@ func (s *Server) fail(x *exchange, err error) {
 	if x.protocol == JSON10 || x.protocol == JSON11 || x.protocol == RESTJSON {
 		x.w.Header().Set("X-Amzn-Errortype", code)
 	}
+	if e.QueryCode != "" {
+		x.w.Header().Set("X-Amzn-Query-Error", e.QueryCode+";Sender")
+	}
 	s.write(x, status, contentType, body)
 }
 

@@ -40,6 +40,9 @@ func (s *Server) refuse(x *exchange, who Identity) error {
 	case x.faults[FaultError] != nil:
 		return &Error{Code: codeServerError, Status: http.StatusInternalServerError, Message: "Service Unavailable. Please try again later."}
 	case x.faults[FaultThrottle] != nil, x.faults[FaultLimits] != nil && !s.cfg.Faults.take(who.AccountID, x):
+		if x.service.Name == "sqs" {
+			return &Error{Code: "RequestThrottled", QueryCode: "RequestThrottled", Status: http.StatusBadRequest, Message: "Rate exceeded"}
+		}
 		return &Error{Code: codeThrottling, Status: http.StatusBadRequest, Message: "Rate exceeded"}
 	case x.faults[FaultDenied] != nil && x.op != "GetCallerIdentity": // which no policy can deny
 		return AccessDenied(who.ARN, x.service.Name+":"+x.op, "*", DeniedExplicitly)

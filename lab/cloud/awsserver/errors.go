@@ -12,6 +12,9 @@ type Error struct {
 	Message string
 	Status  int            // 0 means 400
 	Fields  map[string]any // further members of the JSON error document
+	// QueryCode is the name under which the failure was known before the service spoke JSON; clients of such a service
+	// (SQS) are told it in a header and show it.
+	QueryCode string
 }
 
 // Error makes Error an error.

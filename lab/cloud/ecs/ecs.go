@@ -63,6 +63,7 @@ type Config struct {
 	Network Network // required
 	Logs    LogSink // required
 	Roles   Roles   // required
+	Bus     Bus     // hears of changes; nil means nobody does
 	// Dir is where volumes of tasks are made; without it a task with volumes fails to start.
 	Dir string
 	// EndpointURL is put into the containers as AWS_ENDPOINT_URL, so that AWS clients in them find the lab. It may
@@ -97,6 +98,8 @@ type place struct {
 	placeKey
 	clusters map[string]*cluster // by name, INACTIVE ones included until forgotten
 	families map[string]*family
+	bus      Bus
+	now      func() time.Time
 	launched int // tasks ever made, so that they take turns in the subnets
 }
 
@@ -194,7 +197,7 @@ func (s *Service) placeLocked(account, region string) *place {
 	k := placeKey{account, region}
 	p := s.places[k]
 	if p == nil {
-		p = &place{placeKey: k, clusters: map[string]*cluster{}, families: map[string]*family{}}
+		p = &place{placeKey: k, clusters: map[string]*cluster{}, families: map[string]*family{}, bus: s.cfg.Bus, now: s.now}
 		s.places[k] = p
 	}
 	return p

@@ -80,7 +80,7 @@ func (r *run) setHealth(c *container, state string) {
 		return
 	}
 	c.health = state
-	r.t.changeLocked()
+	r.t.stirLocked()
 	r.s.poke()
 	r.log.Debug("container health changed", slog.String("container", c.def.Name), slog.String("health", state))
 }

@@ -200,9 +200,17 @@ type keyPair struct {
 	Value string `json:"value"`
 }
 
-// changeLocked records that something of the task changed: the version grows and whoever waits looks again.
+// changeLocked records that the state of the task changed: the version grows, an event tells of it, and whoever waits looks
+// again.
 func (t *task) changeLocked() {
 	t.version++
+	t.tellLocked()
+	t.stirLocked()
+}
+
+// stirLocked makes whoever waits look again. Alone it is for health: a change of nothing but health makes no event, and so
+// no version, which counts the events.
+func (t *task) stirLocked() {
 	close(t.changed)
 	t.changed = make(chan struct{})
 }

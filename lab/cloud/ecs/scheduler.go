@@ -15,6 +15,8 @@ const (
 	// A service whose tasks keep failing starts them ever more slowly. ECS backs off to 15 minutes; the lab to one.
 	firstBackoff = time.Second
 	maxBackoff   = time.Minute
+	// impairedAfter is after how many failures in a row a service counts as unable to start its tasks.
+	impairedAfter = 3
 	// steadyAfter is how long a task must run not to count as a failed start.
 	steadyAfter = 10 * time.Second
 )
@@ -30,6 +32,7 @@ func (s *Service) deployLocked(sv *service, def *taskDef) {
 		reason: "ECS deployment " + id + " in progress."}
 	sv.deployments = append([]*deployment{d}, sv.deployments...)
 	sv.steady, sv.failures, sv.notBefore = false, 0, time.Time{}
+	s.tellDeploymentLocked(sv, d, "INFO", "SERVICE_DEPLOYMENT_IN_PROGRESS")
 }
 
 // scheduleLocked brings every service a step nearer to what it should be.
@@ -112,6 +115,9 @@ func (s *Service) learnFailuresLocked(sv *service, tasks []*task) {
 			sv.failedAt = s.now()
 			sv.notBefore = s.now().Add(min(firstBackoff<<min(sv.failures-1, 10), maxBackoff))
 			s.event(sv, "(service %s) was unable to keep (task %s) running: %s", sv.name, t.id, t.stoppedReason)
+			if sv.failures == impairedAfter {
+				s.tellServiceLocked(sv, "WARN", "SERVICE_TASK_START_IMPAIRED", nil)
+			}
 			s.breakLocked(sv, d)
 		}
 	}
@@ -126,6 +132,7 @@ func (s *Service) breakLocked(sv *service, d *deployment) {
 	d.rollout, d.launchFailed = "FAILED", true
 	d.reason = "ECS deployment circuit breaker: tasks failed to start."
 	s.event(sv, "(service %s) (deployment %s) deployment failed: tasks failed to start.", sv.name, d.id)
+	s.tellDeploymentLocked(sv, d, "ERROR", "SERVICE_DEPLOYMENT_FAILED")
 	if !sv.config.BreakerRollback {
 		return
 	}
@@ -284,10 +291,12 @@ func (s *Service) settleLocked(sv *service, tasks []*task) {
 		primary.reason = "ECS deployment " + primary.id + " completed."
 		sv.deployments, sv.good = sv.deployments[:1], primary.def
 		s.event(sv, "(service %s) (deployment %s) deployment completed.", sv.name, primary.id)
+		s.tellDeploymentLocked(sv, primary, "INFO", "SERVICE_DEPLOYMENT_COMPLETED")
 	}
 	if !sv.steady {
 		sv.steady = true
 		s.event(sv, "(service %s) has reached a steady state.", sv.name)
+		s.tellServiceLocked(sv, "INFO", "SERVICE_STEADY_STATE", nil)
 		s.log.Debug("service is steady", slog.String("service", sv.name), slog.String("cluster", sv.cluster.name), slog.Int("tasks", serving))
 	}
 }

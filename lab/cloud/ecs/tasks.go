@@ -43,6 +43,7 @@ func (s *Service) launchLocked(l launch) *task {
 	t.turn = p.launched
 	p.launched++
 	l.cluster.tasks[id] = t
+	t.tellLocked()
 	s.starting = append(s.starting, t)
 	s.poke()
 	return t

@@ -8,12 +8,14 @@ import (
 	"strings"
 )
 
-// kind tells identity policies, which have no Principal, from trust policies, which have no Resource.
+// kind tells identity policies, which have no Principal, from trust policies, which have no Resource, and those of other
+// resources, which have both.
 type kind int
 
 const (
 	identityPolicy kind = iota + 1
 	trustPolicy
+	resourcePolicy
 )
 
 // document is a parsed policy.
@@ -184,6 +186,13 @@ func (st *statement) check(k kind) error {
 		}
 		if len(st.Resource) > 0 || len(st.NotResource) > 0 {
 			return errors.New("has prohibited field Resource")
+		}
+	case resourcePolicy:
+		if st.Principal == nil {
+			return errors.New("the policy of a resource needs a Principal")
+		}
+		if (len(st.Resource) == 0) == (len(st.NotResource) == 0) {
+			return errors.New("exactly one of Resource and NotResource is required")
 		}
 	}
 	for op := range st.Condition {
