@@ -143,6 +143,7 @@ func (b *bench) policies() {
 			}
 			p.Rules = append(p.Rules, mesh.Rule{{{Principals: []mesh.StringMatch{{Value: client}}}}, {{DestinationPorts: []uint16{echoPort}}}})
 		}
+		policy.Index(p) // as a push does
 		ps = append(ps, p)
 	}
 	c := policy.Connection{Source: meshtest.ID("default", "shell"), SourceAddr: netip.AddrPortFrom(clientIP, 40000), DestinationAddr: netip.AddrPortFrom(serverIP, echoPort)}

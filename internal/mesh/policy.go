@@ -45,7 +45,12 @@ type Policy struct {
 	Action PolicyAction
 	Rules  []Rule
 	DryRun bool
+	// Hints are one for each rule, or none. They follow from the rules, see policy.Index, and tell nothing of their own.
+	Hints []RuleHint
 }
+
+// RuleHint tells at a glance of most connections that a rule does not match that it does not.
+type RuleHint [2]uint64
 
 // Rule matches when all of its clauses do; a rule without clauses matches everything.
 type Rule []Clause

@@ -17,7 +17,8 @@ type subject struct {
 	src, dst  netip.Addr
 	dstPort   uint16
 
-	principal []byte // "td/ns/NAMESPACE/sa/SERVICE-ACCOUNT"
+	principal []byte        // "td/ns/NAMESPACE/sa/SERVICE-ACCOUNT"
+	hint      mesh.RuleHint // what a rule's hint must have; nothing until worthHints has looked
 }
 
 // prepare returns the subject of c. The principal is written to b, or elsewhere if b is too small.
@@ -38,7 +39,21 @@ func prepare(c Connection, b []byte) subject {
 
 // matchPolicy returns the index of the first rule that matches, or NoRule.
 func matchPolicy(p *mesh.Policy, s *subject) int {
-	for i, r := range p.Rules {
+	if len(p.Hints) != len(p.Rules) {
+		return scan(p.Rules, s)
+	}
+	for i := range p.Hints {
+		h := &p.Hints[i]
+		if h[0]&s.hint[0] == s.hint[0] && h[1]&s.hint[1] == s.hint[1] && matchRule(p.Rules[i], s) {
+			return i
+		}
+	}
+	return NoRule
+}
+
+// scan is matchPolicy without hints.
+func scan(rules []mesh.Rule, s *subject) int {
+	for i, r := range rules {
 		if matchRule(r, s) {
 			return i
 		}

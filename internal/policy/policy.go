@@ -70,6 +70,9 @@ type DryRunResult struct {
 func Evaluate(ps []*mesh.Policy, c Connection) Decision {
 	var principal [maxInlinePrincipal]byte
 	s := prepare(c, principal[:0])
+	if worthHints(ps) {
+		s.hint = s.bits()
+	}
 	d := Decision{Rule: NoRule}
 	for _, p := range ps {
 		if p.DryRun {

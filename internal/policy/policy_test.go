@@ -1,6 +1,7 @@
 package policy_test
 
 import (
+	"fmt"
 	"math/rand/v2"
 	"net/netip"
 	"strings"
@@ -163,6 +164,12 @@ func compare(t *testing.T, seed1, seed2 uint64) {
 	g := generator{rand.New(rand.NewPCG(seed1, seed2))}
 	ps, c := g.policies(), g.connection()
 	d := policy.Evaluate(ps, c)
+	for _, p := range ps {
+		policy.Index(p)
+	}
+	if diff := cmp.Diff(d, policy.Evaluate(ps, c)); diff != "" {
+		t.Errorf("seed %d,%d: hints change the decision (-without +with):\n%s\npolicies %+v\nconnection %+v", seed1, seed2, diff, ps, c)
+	}
 	allowed, by := reference(ps, c)
 	got := ""
 	if d.Policy != (mesh.PolicyKey{}) {
@@ -201,6 +208,89 @@ func TestEvaluateDoesNotAllocate(t *testing.T) {
 		}
 	}); n != 0 {
 		t.Errorf("Evaluate allocated %v times, want 0", n)
+	}
+}
+
+// thousand is ten policies of a hundred rules. The last rule alone lets client pass.
+func thousand(first func(i int) mesh.Match) []*mesh.Policy {
+	var ps []*mesh.Policy
+	for i := range 10 {
+		p := allow(string(rune('a' + i)))
+		for j := range 100 {
+			m := first(100*i + j)
+			if i == 9 && j == 99 {
+				m = mesh.Match{Principals: exact("cluster.local/ns/default/sa/eks-shell")}
+			}
+			p.Rules = append(p.Rules, rule(m, mesh.Match{DestinationPorts: []uint16{8080}}))
+		}
+		ps = append(ps, p)
+	}
+	return ps
+}
+
+func thousands() map[string][]*mesh.Policy {
+	single := thousand(func(i int) mesh.Match {
+		return mesh.Match{Principals: exact(fmt.Sprintf("cluster.local/ns/team-%d/sa/client-%d", i/100, i))}
+	})
+	var alone []*mesh.Policy
+	for _, p := range single {
+		for _, r := range p.Rules {
+			alone = append(alone, allow(p.Key.Name, r))
+		}
+	}
+	return map[string][]*mesh.Policy{
+		"principal": single,
+		"alone":     alone, // a policy for each rule
+		"namespace": thousand(func(i int) mesh.Match { return mesh.Match{Namespaces: exact(fmt.Sprintf("team-%d", i))} }),
+		"source": thousand(func(i int) mesh.Match {
+			return mesh.Match{SourceIPs: prefixes(fmt.Sprintf("10.1.%d.0/24", i%256), fmt.Sprintf("10.%d.0.7/32", 2+i%200))}
+		}),
+		"prefix": thousand(func(i int) mesh.Match { // which no hint knows
+			return mesh.Match{Principals: []mesh.StringMatch{{Kind: mesh.MatchPrefix, Value: fmt.Sprintf("cluster.local/ns/team-%d/", i)}}}
+		}),
+	}
+}
+
+func TestHintsKeepTheRule(t *testing.T) {
+	for name, ps := range thousands() {
+		want := policy.Evaluate(ps, client)
+		for _, p := range ps {
+			policy.Index(p)
+		}
+		if diff := cmp.Diff(want, policy.Evaluate(ps, client)); diff != "" || !want.Allowed {
+			t.Errorf("%s: decision (-without hints +with):\n%s", name, diff)
+		}
+		if n := testing.AllocsPerRun(100, func() { policy.Evaluate(ps, client) }); n != 0 {
+			t.Errorf("%s: Evaluate allocated %v times, want 0", name, n)
+		}
+	}
+}
+
+func BenchmarkThousandRules(b *testing.B) {
+	for name, ps := range thousands() {
+		b.Run(name+"/scan", func(b *testing.B) {
+			for b.Loop() {
+				policy.Evaluate(ps, client)
+			}
+		})
+		for _, p := range ps {
+			policy.Index(p)
+		}
+		b.Run(name+"/hints", func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				policy.Evaluate(ps, client)
+			}
+		})
+	}
+}
+
+// BenchmarkIndex is what a push pays for a policy of a hundred rules.
+func BenchmarkIndex(b *testing.B) {
+	p := thousands()["principal"][0]
+	b.ReportAllocs()
+	for b.Loop() {
+		policy.Index(p)
 	}
 }
 

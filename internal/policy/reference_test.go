@@ -157,7 +157,11 @@ func (g generator) policies() []*mesh.Policy {
 			Action: mesh.PolicyAction(g.IntN(2)),
 			DryRun: g.IntN(6) == 0,
 		}
-		for range g.IntN(3) {
+		rules := g.IntN(3)
+		if g.IntN(3) == 0 {
+			rules = g.IntN(30) // enough for hints to be used
+		}
+		for range rules {
 			rule := mesh.Rule{}
 			for range g.IntN(3) {
 				clause := mesh.Clause{}
@@ -218,5 +222,6 @@ func (g generator) account() mesh.ServiceAccountMatch {
 }
 
 func (g generator) prefix() netip.Prefix {
-	return netip.MustParsePrefix(g.pick("10.0.0.0/24", "10.0.0.0/8", "0.0.0.0/0", "::/0", "fd00::/16", "10.0.1.1/32"))
+	return netip.MustParsePrefix(g.pick("10.0.0.0/24", "10.0.0.0/8", "0.0.0.0/0", "::/0", "fd00::/16", "10.0.1.1/32", "10.0.0.7/24", "10.0.0.1/32",
+		"192.168.0.0/25", "fd00::1/128", "fd00::/64", "::ffff:10.0.0.1/128"))
 }

@@ -23,6 +23,7 @@ import (
 	"sync/atomic"
 
 	"github.com/isthmus-mesh/isthmus/internal/mesh"
+	"github.com/isthmus-mesh/isthmus/internal/policy"
 )
 
 // Store holds the current Snapshot. Its methods may be called from any goroutine.
@@ -294,6 +295,9 @@ func (b *builder) setPolicy(p *mesh.Policy) {
 	b.changed, b.policies = true, true
 	if old != nil {
 		b.unindexPolicy(old)
+	}
+	if p.Hints == nil {
+		policy.Index(p)
 	}
 	b.s.policies.set(b.e, p.Key, p)
 	switch p.Scope {
