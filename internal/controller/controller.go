@@ -237,6 +237,7 @@ func (c *Controller) watchCertificate(ctx context.Context, m *identity.Manager, 
 		c.health.set("broker-certificate", err)
 		wait := time.Second
 		if err == nil {
+			c.cfg.Metrics.Certificate(cert.NotAfter)
 			wait = min(time.Minute, max(time.Second, time.Until(cert.NotAfter)/2))
 		}
 		if !sleep(ctx, wait) {

@@ -2,7 +2,7 @@
 //
 // A Manager holds one certificate per SPIFFE identity. The private key is made here and never leaves; a Signer turns
 // the signing request into a chain (istioca does so through istiod). Each certificate is renewed at half its life;
-// while renewal fails, the present one serves until its last second. What a signer returns is checked before use: it
+// while renewal fails, the present one serves until its last second, and the attempts come closer together towards it. What a signer returns is checked before use: it
 // must be for the key and for the very identity that were asked for, and it must verify under the roots that came
 // with it, because peers will do the same.
 //
@@ -60,7 +60,9 @@ type State struct {
 	Status      Status
 	Certificate *Certificate // the present one, nil unless Available
 	Err         error        // the last failure, nil after a success
-	NextAttempt time.Time    // when the certificate is renewed or the failure retried; zero while an attempt runs
+	// Urgent means that the certificate is in the last fifth of its life and its renewal fails.
+	Urgent      bool
+	NextAttempt time.Time // when the certificate is renewed or the failure retried; zero while an attempt runs
 }
 
 // UnavailableError says that there is no valid certificate for an identity, and why.

@@ -26,6 +26,14 @@ const (
 	// minRenewDelay keeps a certificate that is renewed over and over, for example because the clock is wrong, from
 	// becoming a busy loop.
 	minRenewDelay = time.Second
+	// lateShare is the part of the time left to a certificate after which its renewal is tried again at the latest, and the
+	// part of it that one attempt may take. Without it, a certificate that lives for a minute would have its last attempts
+	// further apart than what is left of it, and an attempt without an answer would outlive it.
+	lateShare = 3
+	// minAttempt is the least that an attempt may take: a certificate that is about to end must not make every attempt fail.
+	minAttempt = 2 * time.Second
+	// urgentShare is the last part of a certificate's life, in which failures to renew it are errors and not warnings.
+	urgentShare = 5
 )
 
 // Config configures a Manager.
@@ -159,7 +167,7 @@ func (m *Manager) States() []State {
 		s := State{Identity: e.id, Err: e.err}
 		switch {
 		case e.valid(now):
-			s.Status, s.Certificate = Available, e.cert
+			s.Status, s.Certificate, s.Urgent = Available, e.cert, e.urgent(now)
 		case e.err != nil:
 			s.Status = Unavailable
 		}
@@ -255,7 +263,11 @@ func (m *Manager) start(ctx context.Context) (picked *entry, attempt context.Con
 		return nil, nil, next
 	}
 	picked.running = true
-	attempt, picked.cancel = context.WithTimeoutCause(ctx, m.cfg.Timeout, fmt.Errorf("no answer within %v", m.cfg.Timeout))
+	timeout := m.cfg.Timeout
+	if picked.valid(now) {
+		timeout = min(timeout, max(picked.cert.NotAfter.Sub(now)/lateShare, minAttempt))
+	}
+	attempt, picked.cancel = context.WithTimeoutCause(ctx, timeout, fmt.Errorf("no answer within %v", timeout))
 	return picked, attempt, 0
 }
 
@@ -304,18 +316,29 @@ func (m *Manager) finish(e *entry, cert *Certificate, err error) {
 	}
 	e.err = err
 	e.backoff = min(max(2*e.backoff, firstBackoff), maxBackoff)
-	wait := e.backoff
+	wait := spread(e.backoff)
 	if e.valid(now) {
-		// At the moment of expiry it is tried once more, whatever the backoff says.
-		wait = min(spread(wait), e.cert.NotAfter.Sub(now))
+		// Closer together towards the end, and once more at the moment of expiry, whatever the backoff says.
+		left := e.cert.NotAfter.Sub(now)
+		wait = min(wait, max(left/lateShare, firstBackoff), left)
 	} else {
 		e.cert = nil
-		wait = spread(min(wait, maxOutageBackoff))
+		wait = min(wait, spread(maxOutageBackoff))
 	}
 	e.due = now.Add(wait)
 	e.decide()
-	m.log.Warn("certificate request refused or unanswered", logattr.Identity(e.id), logattr.Err(err),
-		slog.Bool("still_valid", e.cert != nil), slog.Duration("retry_in", wait.Round(time.Millisecond)))
+	m.logFailure(e, now, wait)
+}
+
+// logFailure tells of a failed attempt; the louder, the less time is left to do something about it.
+func (m *Manager) logFailure(e *entry, now time.Time, wait time.Duration) {
+	attrs := []any{logattr.Identity(e.id), logattr.Err(e.err), slog.Bool("still_valid", e.cert != nil), slog.Duration("retry_in", wait.Round(time.Millisecond))}
+	if e.urgent(now) {
+		attrs = append(attrs, slog.Duration("expires_in", e.cert.NotAfter.Sub(now).Round(time.Second)))
+		m.log.Error("certificate is about to expire and cannot be renewed", attrs...)
+		return
+	}
+	m.log.Warn("certificate request refused or unanswered", attrs...)
 }
 
 func (m *Manager) notify() {
@@ -326,6 +349,11 @@ func (m *Manager) notify() {
 }
 
 func (e *entry) valid(now time.Time) bool { return e.cert != nil && now.Before(e.cert.NotAfter) }
+
+// urgent reports whether the certificate is in the last part of its life and its renewal fails.
+func (e *entry) urgent(now time.Time) bool {
+	return e.valid(now) && e.err != nil && e.cert.NotAfter.Sub(now) <= e.cert.NotAfter.Sub(e.cert.NotBefore)/urgentShare
+}
 
 func (e *entry) decide() {
 	select {

@@ -30,6 +30,7 @@ type Metrics struct {
 	tokenSeconds prometheus.Histogram
 	secrets      prometheus.Gauge
 	revoked      prometheus.Counter
+	certificate  prometheus.Gauge
 }
 
 // New returns Metrics with a registry of their own. The age of the oldest snapshot is asked for at each scrape.
@@ -82,6 +83,9 @@ func New(snapshotAge func() time.Duration) *Metrics {
 		secrets: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "isthmus_broker_task_secrets", Help: "Secrets to which tokens of tasks are bound.",
 		}),
+		certificate: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "isthmus_broker_certificate_expiration_timestamp_seconds", Help: "When the broker's own certificate ends; it is renewed at half its life.",
+		}),
 		revoked: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "isthmus_broker_revocations_total", Help: "Tasks whose tokens were revoked because they ended.",
 		}),
@@ -90,7 +94,7 @@ func New(snapshotAge func() time.Duration) *Metrics {
 		Name: "isthmus_discovery_snapshot_age_seconds", Help: "Time since the last complete sweep of the account and region that was swept least recently.",
 	}, func() float64 { return snapshotAge().Seconds() })
 	m.registry.MustRegister(m.events, m.awsCalls, m.awsSeconds, m.sweeps, m.sweepSeconds, m.seen, m.accounts, m.problems, m.planned, m.writes, m.rounds,
-		m.leader, m.tokens, m.tokenSeconds, m.secrets, m.revoked, age,
+		m.leader, m.tokens, m.tokenSeconds, m.secrets, m.revoked, m.certificate, age,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
@@ -196,6 +200,14 @@ func (m *Metrics) Token(code string, took time.Duration) {
 	}
 	m.tokens.WithLabelValues(code).Inc()
 	m.tokenSeconds.Observe(took.Seconds())
+}
+
+// Certificate tells when the broker's certificate ends.
+func (m *Metrics) Certificate(notAfter time.Time) {
+	if m == nil {
+		return
+	}
+	m.certificate.Set(float64(notAfter.Unix()))
 }
 
 // Revocation tells of a round of revocation.
