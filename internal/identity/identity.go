@@ -2,9 +2,9 @@
 //
 // A Manager holds one certificate per SPIFFE identity. The private key is made here and never leaves; a Signer turns
 // the signing request into a chain (istioca does so through istiod). Each certificate is renewed at half its life;
-// while renewal fails, the present one serves until its last second, and the attempts come closer together towards it. What a signer returns is checked before use: it
-// must be for the key and for the very identity that were asked for, and it must verify under the roots that came
-// with it, because peers will do the same.
+// while renewal fails, the present one serves until its last second, and the attempts come closer together towards it.
+// What a signer returns is checked before use: it must be for the key and for the very identity that were asked for, and
+// it must verify under the roots that came with it, because peers will do the same.
 //
 //	state          meaning                                 Certificate returns
 //	Initializing   the first attempt is under way          when it is decided
