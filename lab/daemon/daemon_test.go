@@ -42,6 +42,27 @@ func TestDefaultDir(t *testing.T) {
 	}
 }
 
+// TestWaitLock holds the lock past the first look, as the threads of a process that is ending do.
+func TestWaitLock(t *testing.T) {
+	t.Parallel()
+	d := Dir(t.TempDir())
+	held, err := d.lock()
+	if err != nil {
+		t.Fatal(err)
+	}
+	time.AfterFunc(3*pollEvery, func() { held.Close() })
+	f, err := d.waitLock(t.Context())
+	if err != nil {
+		t.Fatalf("waitLock of a lock that becomes free = %v, want it", err)
+	}
+	defer f.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), 3*pollEvery)
+	defer cancel()
+	if _, err := d.waitLock(ctx); !errors.Is(err, errLocked) {
+		t.Errorf("waitLock of a lock that stays held = %v, want errLocked", err)
+	}
+}
+
 func TestLockAndClean(t *testing.T) {
 	t.Parallel()
 	d := Dir(t.TempDir())

@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -133,6 +134,26 @@ func (d Dir) lock() (*os.File, error) {
 		return nil, fmt.Errorf("lock %s: %w", d.path("lock"), err)
 	}
 	return f, nil
+}
+
+// waitLock takes the lock of a lab whose process 1 has ended. The kernel reports a process as ended before the last of its
+// threads has closed its descriptors, so the lock may be held for a moment more.
+func (d Dir) waitLock(ctx context.Context) (*os.File, error) {
+	ctx, cancel := context.WithTimeout(ctx, lockTimeout)
+	defer cancel()
+	t := time.NewTicker(pollEvery)
+	defer t.Stop()
+	for {
+		f, err := d.lock()
+		if !errors.Is(err, errLocked) {
+			return f, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, err
+		case <-t.C:
+		}
+	}
 }
 
 // stale reports whether a lab has left something behind that a new one would stumble over.

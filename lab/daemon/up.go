@@ -19,6 +19,8 @@ import (
 const (
 	// downTimeout is how long `down` waits for a lab that was asked to end before it kills it.
 	downTimeout = 10 * time.Second
+	// lockTimeout bounds the wait for the lock of a lab that has ended.
+	lockTimeout = 5 * time.Second
 	// pollEvery is how often a lab is looked at that cannot be waited for otherwise.
 	pollEvery = 20 * time.Millisecond
 	// logTail is how much of the daemon's log is shown when the lab ends before it can say why.
@@ -266,7 +268,7 @@ func end(ctx context.Context, dir Dir, keepLogs bool) error {
 			return err
 		}
 	}
-	lock, err := dir.lock()
+	lock, err := dir.waitLock(ctx)
 	if err != nil {
 		return fmt.Errorf("the lab's processes are gone, but its lock is held: %w", err)
 	}
