@@ -52,23 +52,52 @@ func (r *execRig) execute(command, folder string) *exec.Cmd {
 	return cmd
 }
 
-// held runs a command with a standard input that stays open until the command has ended, as a terminal does.
-func held(t *testing.T, cmd *exec.Cmd, input string) (string, error) {
+// held runs a command with a standard input that stays open until the command has ended, as a terminal does. The input is
+// typed once the output has the prompt, as a person does: the plugin counts its first message, the size of the terminal, and
+// what it reads from its input in two goroutines without a lock, so that input which is there already may share a sequence
+// number with the size and be dropped as a repetition.
+func held(t *testing.T, cmd *exec.Cmd, prompt, input string) (string, error) {
 	t.Helper()
 	in, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
 	}
-	var out strings.Builder
-	cmd.Stdout, cmd.Stderr = &out, &out
+	out := &promptWriter{prompt: prompt, seen: make(chan struct{})}
+	cmd.Stdout, cmd.Stderr = out, out
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := io.WriteString(in, input); err != nil {
-		t.Error(err)
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	if input != "" {
+		select {
+		case err = <-ended:
+			return out.String(), err
+		case <-out.seen:
+		}
+		if _, err := io.WriteString(in, input); err != nil {
+			t.Error(err)
+		}
 	}
-	err = cmd.Wait()
+	err = <-ended
 	return out.String(), err
+}
+
+// promptWriter collects output and tells when a text is in it. Only the command's one copying goroutine writes.
+type promptWriter struct {
+	strings.Builder
+	prompt string
+	seen   chan struct{}
+	told   bool
+}
+
+func (w *promptWriter) Write(p []byte) (int, error) {
+	n, err := w.Builder.Write(p)
+	if tail := w.String(); !w.told && strings.Contains(tail[max(0, len(tail)-len(p)-len(w.prompt)):], w.prompt) {
+		w.told = true
+		close(w.seen)
+	}
+	return n, err
 }
 
 // TestTrap16PluginPresence: the CLI looks for the plugin first, and asks ECS for nothing without it.
@@ -83,7 +112,7 @@ func TestTrap16PluginPresence(t *testing.T) {
 	if hits := r.cloud.Faults().List()[0].Hits; hits != 0 {
 		t.Errorf("the CLI asked for %d sessions without the plugin", hits)
 	}
-	if out, err := held(t, r.execute("date", r.plugin), ""); err != nil || r.cloud.Faults().List()[0].Hits != 1 {
+	if out, err := held(t, r.execute("date", r.plugin), "", ""); err != nil || r.cloud.Faults().List()[0].Hits != 1 {
 		t.Errorf("with the plugin: %v, %d sessions\n%s", err, r.cloud.Faults().List()[0].Hits, out)
 	}
 }
@@ -98,7 +127,7 @@ func TestTrap16RuntimeID(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "session-manager-plugin"), []byte(shim), 0o755); err != nil { //nolint:gosec // a program
 		t.Fatal(err)
 	}
-	if out, err := held(t, r.execute("date", dir), ""); err != nil {
+	if out, err := held(t, r.execute("date", dir), "", ""); err != nil {
 		t.Fatalf("execute-command: %v\n%s", err, out)
 	}
 	raw, err := os.ReadFile(record)
@@ -138,7 +167,7 @@ func TestTrap16Framing(t *testing.T) {
 		got <- string(b[:n])
 		return 7, err
 	})
-	out, err := held(t, r.execute("sh -c 'seq 20000'", r.plugin), typed)
+	out, err := held(t, r.execute("sh -c 'seq 20000'", r.plugin), "019999 é", typed)
 	if err != nil {
 		t.Errorf("execute-command: %v", err)
 	}
@@ -186,7 +215,7 @@ func TestTrap16StdinAtEOF(t *testing.T) {
 		t.Errorf("the CLI did not say why the session ended:\n%s", out)
 	}
 	r.eventually("the command has ended", func() bool { return count(&ended) == count(&started) })
-	if out, err := held(t, r.execute("date", r.plugin), ""); err != nil || !strings.Contains(out, "done") {
+	if out, err := held(t, r.execute("date", r.plugin), "", ""); err != nil || !strings.Contains(out, "done") {
 		t.Errorf("the next session: %v\n%s", err, out)
 	}
 }
