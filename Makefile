@@ -41,6 +41,17 @@ lab: ## build the lab (the first time compiles Kubernetes and Istio: some minute
 	@echo "building isthmus-lab-kube: etcd, Kubernetes $(KUBE_VERSION) and Istio $(ISTIO_VERSION) (6 minutes on 2 cores the first time, seconds afterwards)"
 	@cd lab && $(GO) build -ldflags '$(KUBE_LDFLAGS)' -o $(BIN)/isthmus-lab-kube ./cmd/isthmus-lab-kube
 
+.PHONY: clients
+clients: ## install the AWS CLI and jq, with which the tests drive the guide, on a Debian machine
+	apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq awscli jq
+
+# CI must test with other people's clients, so there they are installed first: as root, where there is apt-get.
+ifeq ($(CI),true)
+ifeq ($(shell id -u)$(if $(shell command -v apt-get),apt),0apt)
+test: clients
+endif
+endif
+
 .PHONY: test
 test: build ## run every test except the demo
 	$(GO) vet ./...

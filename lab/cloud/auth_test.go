@@ -219,7 +219,7 @@ func TestUnknownOperationSaysSo(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "does not implement ecs:ListAttributes") {
 		t.Errorf("error = %v, want it to name the operation", err)
 	}
-	_, err = awsec2.NewFromConfig(l.admin()).DescribeInstances(t.Context(), nil)
+	_, err = awsec2.NewFromConfig(l.admin()).DescribeImages(t.Context(), nil)
 	wantCode(t, "ec2", err, "InvalidAction")
 }
 

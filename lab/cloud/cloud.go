@@ -39,6 +39,7 @@ import (
 	"github.com/isthmus-mesh/isthmus/lab/cloud/iam"
 	"github.com/isthmus-mesh/isthmus/lab/cloud/logs"
 	"github.com/isthmus-mesh/isthmus/lab/cloud/sqs"
+	"github.com/isthmus-mesh/isthmus/lab/cloud/stacks"
 	"github.com/isthmus-mesh/isthmus/lab/cloud/sts"
 )
 
@@ -172,8 +173,8 @@ func (c *Cloud) join(cfg Config) error {
 	}
 	c.faults = awsserver.NewFaults(cfg.Now)
 	c.front, err = awsserver.New(awsserver.Config{Authority: c.iam, Faults: c.faults, Now: cfg.Now, Log: cfg.Log,
-		Services: []awsserver.Service{stsSvc, c.iam.API(), c.ecs.API(), ec2Svc.API(), c.eks.API(), logSvc.API(),
-			queues.API(), bus.API()}})
+		Services: append([]awsserver.Service{stsSvc, c.iam.API(), c.ecs.API(), ec2Svc.API(), c.eks.API(), logSvc.API(),
+			queues.API(), bus.API()}, stacks.APIs()...)})
 	return err
 }
 

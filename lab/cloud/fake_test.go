@@ -23,6 +23,8 @@ type fakeRuntime struct {
 	next       byte
 	// exec answers commands; nil means exit code 0.
 	exec func(c *fakeContainer, spec ecs.ExecSpec) (int, error)
+	// execContext, if not nil, answers in its place and hears when the command is to end.
+	execContext func(ctx context.Context, c *fakeContainer, spec ecs.ExecSpec) (int, error)
 	// exitAtOnce gives the exit code of containers that end as soon as they have started, by name.
 	exitAtOnce map[string]int
 }
@@ -157,8 +159,11 @@ func (c *fakeContainer) Stop(context.Context, time.Duration) error {
 
 func (c *fakeContainer) Exec(ctx context.Context, spec ecs.ExecSpec) (int, error) {
 	c.f.mu.Lock()
-	exec := c.f.exec
+	exec, withContext := c.f.exec, c.f.execContext
 	c.f.mu.Unlock()
+	if withContext != nil {
+		return withContext(ctx, c, spec)
+	}
 	if exec == nil {
 		return 0, nil
 	}

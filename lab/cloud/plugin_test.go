@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -14,15 +15,13 @@ import (
 	awsecs "github.com/aws/aws-sdk-go-v2/service/ecs"
 
 	"github.com/isthmus-mesh/isthmus/lab/cloud/ecs"
+	"github.com/isthmus-mesh/isthmus/test/clients"
 )
 
 // TestSessionManagerPlugin runs AWS's own client against the data channel, the way "aws ecs execute-command" starts it.
 func TestSessionManagerPlugin(t *testing.T) {
 	t.Parallel()
-	plugin, err := exec.LookPath("session-manager-plugin")
-	if err != nil {
-		t.Skip("SKIPPED: AWS's session-manager-plugin is not in PATH, so ECS Exec is tested with this project's own client only")
-	}
+	plugin := filepath.Join(clients.SessionManagerPlugin(t), "session-manager-plugin")
 	l := newLab(t)
 	l.rt.exec = func(_ *fakeContainer, spec ecs.ExecSpec) (int, error) {
 		if _, err := fmt.Fprintf(spec.Stdout, "ready\r\n"); err != nil {

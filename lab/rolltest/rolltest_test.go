@@ -20,6 +20,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/ecs/types"
 
 	"github.com/isthmus-mesh/isthmus/lab/images"
+	"github.com/isthmus-mesh/isthmus/test/clients"
 )
 
 const (
@@ -53,12 +54,17 @@ func (b *bench) sh(command string) string {
 
 func newBench(t *testing.T) *bench {
 	t.Helper()
-	if os.Getenv("ISTHMUS_ROLL") != "1" {
-		t.Skip("a rolling deployment under load needs minutes of a quiet machine: set ISTHMUS_ROLL=1")
+	if testing.Short() {
+		t.Skip("SKIPPED: a rolling deployment under load takes a minute, and -short was given")
 	}
 	bin, err := filepath.Abs(cmp.Or(os.Getenv("ISTHMUS_BIN"), filepath.Join("..", "..", "bin")))
 	if err != nil {
 		t.Fatal(err)
+	}
+	for _, program := range []string{"isthmus", "isthmus-lab", "isthmus-lab-kube", "isthmus-controller", "ztunnel"} {
+		if _, err := exec.LookPath(filepath.Join(bin, program)); err != nil {
+			clients.Missing(t, "a program is not built (make build): %v", err)
+		}
 	}
 	b := &bench{t: t, bin: bin, work: t.TempDir()}
 	dir, keep := os.Getenv("ISTHMUS_ROLL_DIR"), true

@@ -12,24 +12,12 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/isthmus-mesh/isthmus/test/clients"
 )
 
 // limit bounds one script; the AWS CLI takes a second or more for each call.
 const limit = 10 * time.Minute
-
-// awsCLI finds a version 2 of the AWS CLI: the scripts use what version 1 has not.
-func awsCLI(t *testing.T) string {
-	t.Helper()
-	for _, dir := range filepath.SplitList(os.Getenv("PATH") + ":/usr/local/bin:/usr/bin") {
-		path := filepath.Join(dir, "aws")
-		out, err := exec.CommandContext(t.Context(), path, "--version").Output() //nolint:gosec // a program of PATH
-		if err == nil && strings.HasPrefix(string(out), "aws-cli/2.") {
-			return path
-		}
-	}
-	t.Skip("SKIPPED: there is no AWS CLI version 2 (apt-get install awscli), so the guide's scripts are NOT tested with real clients")
-	return ""
-}
 
 // world is a lab and the environment in which a user of it works.
 type world struct {
@@ -39,15 +27,12 @@ type world struct {
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
-	if os.Getenv("ISTHMUS_TEST_GUIDE") == "" {
-		t.Skip("SKIPPED: set ISTHMUS_TEST_GUIDE=1 to run the guide's scripts with the AWS CLI against a lab (some minutes)")
+	if testing.Short() {
+		t.Skip("SKIPPED: the guide's scripts take some minutes, and -short was given")
 	}
-	aws := awsCLI(t)
-	for _, tool := range []string{"bash", "jq", "curl"} {
-		if _, err := exec.LookPath(tool); err != nil {
-			t.Skipf("SKIPPED: %v, so the guide's scripts are NOT tested", err)
-		}
-	}
+	aws := clients.AWSCLI(t)
+	clients.Tools(t, "bash", "jq", "curl")
+	plugin := clients.SessionManagerPlugin(t)
 	bin := os.Getenv("ISTHMUS_BIN")
 	if bin == "" {
 		bin = filepath.Join("..", "..", "bin")
@@ -58,7 +43,7 @@ func newWorld(t *testing.T) *world {
 	}
 	for _, program := range []string{"isthmus", "isthmus-lab", "isthmus-lab-kube", "isthmus-controller", "ztunnel"} {
 		if _, err := exec.LookPath(filepath.Join(bin, program)); err != nil {
-			t.Skipf("SKIPPED: a program is not built (make build): %v", err)
+			clients.Missing(t, "a program is not built (make build): %v", err)
 		}
 	}
 	scripts, err := filepath.Abs(filepath.Join("..", "..", "examples", "guide", "scripts"))
@@ -84,7 +69,7 @@ func newWorld(t *testing.T) *world {
 			w.env = append(w.env, kv)
 		}
 	}
-	w.env = append(w.env, "ISTHMUS_LAB_DIR="+lab, "NO_COLOR=1", "PATH="+bin+":"+os.Getenv("PATH"))
+	w.env = append(w.env, "ISTHMUS_LAB_DIR="+lab, "NO_COLOR=1", "PATH="+bin+":"+plugin+":"+os.Getenv("PATH"))
 	t.Cleanup(func() {
 		if _, _, err := w.run(context.Background(), "isthmus lab down"); err != nil {
 			t.Errorf("lab down: %v", err)

@@ -34,7 +34,8 @@ func (s *Service) operations() map[string]operation {
 		"DescribeSecurityGroups": s.describeGroups, "CreateSecurityGroup": s.createGroup, "DeleteSecurityGroup": s.deleteGroup,
 		"AuthorizeSecurityGroupIngress": s.changeRules, "AuthorizeSecurityGroupEgress": s.changeRules,
 		"RevokeSecurityGroupIngress": s.changeRules, "RevokeSecurityGroupEgress": s.changeRules,
-		"CreateTags": s.createTags, "DeleteTags": s.deleteTags,
+		"DescribeInstances": s.describeInstances,
+		"CreateTags":        s.createTags, "DeleteTags": s.deleteTags,
 	}
 }
 

@@ -146,7 +146,8 @@ func (s *Service) API() awsserver.Service {
 			"CreateService":              s.createService, "UpdateService": s.updateService, "DescribeServices": s.describeServices,
 			"ListServices": s.listServices, "DeleteService": s.deleteService,
 			"RunTask": s.runTask, "StopTask": s.stopTask, "ListTasks": s.listTasks, "DescribeTasks": s.describeTasks,
-			"ExecuteCommand": s.executeCommand,
+			"ExecuteCommand":         s.executeCommand,
+			"ListContainerInstances": s.listContainerInstances, "DescribeContainerInstances": s.describeContainerInstances,
 		},
 	}
 }
