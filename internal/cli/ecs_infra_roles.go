@@ -16,9 +16,7 @@ const assumePolicy = "AssumeIstiodLocal"
 func infraRoles(cfg config.Config, account string) (roles []awsadmin.Role, controllerARN string) {
 	controllerARN = roleARN(cfg, account, cfg.ControllerRoleName())
 	discoveryARN := roleARN(cfg, account, cfg.DiscoveryRole)
-	arn := func(service, rest string) string {
-		return fmt.Sprintf("arn:%s:%s:%s:%s:%s", partition(cfg.Region), service, cfg.Region, account, rest)
-	}
+	arn := arns(cfg, account)
 	prefix := "ecs-" + cfg.ClusterName + "-*"
 	discovery := []map[string]any{
 		statement("Enumerate", []string{"ecs:ListClusters", "ecs:DescribeTaskDefinition"}, []string{"*"}, nil),
@@ -85,15 +83,20 @@ func statement(sid string, actions, resources []string, condition map[string]any
 	return st
 }
 
+// arns makes ARNs of an account's resources in the configured region.
+func arns(cfg config.Config, account string) func(service, rest string) string {
+	return func(service, rest string) string {
+		return fmt.Sprintf("arn:%s:%s:%s:%s:%s", partition(cfg.Region), service, cfg.Region, account, rest)
+	}
+}
+
 // eventsName is the name of the rule and the queue of an installation's events.
 func eventsName(cfg config.Config) string { return "ecs-" + cfg.ClusterName + "-events" }
 
 // eventsOf is the way of an account's ECS events to the controller. A change of a task's health makes no event, so that
 // sweeps go on whatever events do.
 func eventsOf(cfg config.Config, account string) awsadmin.Events {
-	arn := func(service, rest string) string {
-		return fmt.Sprintf("arn:%s:%s:%s:%s:%s", partition(cfg.Region), service, cfg.Region, account, rest)
-	}
+	arn := arns(cfg, account)
 	var clusters []any
 	for _, name := range cfg.ECSClusters() {
 		clusters = append(clusters, arn("ecs", "cluster/"+name))

@@ -1,41 +1,26 @@
 package cloud_test
 
 import (
-	"bytes"
 	"strings"
 	"testing"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	awsecs "github.com/aws/aws-sdk-go-v2/service/ecs"
 	"github.com/aws/aws-sdk-go-v2/service/sqs"
-
-	"github.com/isthmus-mesh/isthmus/internal/cli"
 )
 
 // TestInfrastructureWithEvents checks that what `isthmus ecs infra --events` makes carries the events of the guide's clusters,
 // and no others, to the queue, that it can be repeated, and that destroy leaves neither rule nor queue.
 func TestInfrastructureWithEvents(t *testing.T) { //nolint:tparallel // it sets the environment
 	l := newLab(t)
-	for k, v := range map[string]string{"AWS_ENDPOINT_URL": l.url, "AWS_ACCESS_KEY_ID": "AKIALABADMIN00000001", "AWS_SECRET_ACCESS_KEY": "secret-one",
-		"AWS_REGION": region, "AWS_EC2_METADATA_DISABLED": "true", "AWS_CONFIG_FILE": "none", "AWS_SHARED_CREDENTIALS_FILE": "none", "KUBECONFIG": "none"} {
-		t.Setenv(k, v)
-	}
-	t.Chdir(t.TempDir())
-	isthmus := func(args ...string) string {
-		t.Helper()
-		var out, errw bytes.Buffer
-		if code := cli.Run(args, []string{"AWS_REGION=" + region}, strings.NewReader(""), &out, &errw); code != 0 {
-			t.Fatalf("isthmus %s: exit code %d\n%s%s", strings.Join(args, " "), code, out.String(), errw.String())
-		}
-		return out.String() + errw.String()
-	}
+	isthmus := l.commandLine("none")
 	queues := func() []string {
 		t.Helper()
 		return must(l.sqs().ListQueues(t.Context(), &sqs.ListQueuesInput{}))(t).QueueUrls
 	}
 
-	isthmus("ecs", "infra", "apply", "--events")
-	if again := isthmus("ecs", "infra", "apply", "--events"); !strings.HasSuffix(again, "everything is in place\n") {
+	isthmus(0, "ecs", "infra", "apply", "--events")
+	if again := isthmus(0, "ecs", "infra", "apply", "--events"); !strings.HasSuffix(again, "everything is in place\n") {
 		t.Errorf("the second apply did:\n%s", again)
 	}
 	made := queues()
@@ -68,7 +53,7 @@ func TestInfrastructureWithEvents(t *testing.T) { //nolint:tparallel // it sets 
 	for _, cluster := range []string{"ecs-demo-1", "other"} {
 		must(l.ecs().DeleteService(t.Context(), &awsecs.DeleteServiceInput{Cluster: aws.String(cluster), Service: aws.String("web"), Force: aws.Bool(true)}))(t)
 	}
-	isthmus("ecs", "infra", "destroy", "--yes")
+	isthmus(0, "ecs", "infra", "destroy", "--yes")
 	if left := queues(); len(left) != 0 {
 		t.Errorf("destroy left the queues %v", left)
 	}

@@ -9,23 +9,35 @@ import (
 	"github.com/isthmus-mesh/isthmus/internal/cli"
 )
 
+// environment sets up the environment of the test for this endpoint, in a directory of its own.
+func (l *lab) environment(kubeconfig string) {
+	l.t.Helper()
+	for k, v := range map[string]string{"AWS_ENDPOINT_URL": l.url, "AWS_ACCESS_KEY_ID": "AKIALABADMIN00000001", "AWS_SECRET_ACCESS_KEY": "secret-one",
+		"AWS_REGION": region, "AWS_EC2_METADATA_DISABLED": "true", "AWS_CONFIG_FILE": "none", "AWS_SHARED_CREDENTIALS_FILE": "none", "KUBECONFIG": kubeconfig} {
+		l.t.Setenv(k, v)
+	}
+	l.t.Chdir(l.t.TempDir())
+}
+
+// commandLine returns the command line in such an environment: it demands an exit code and gives back all that was written.
+func (l *lab) commandLine(kubeconfig string) func(want int, args ...string) string {
+	l.t.Helper()
+	l.environment(kubeconfig)
+	return func(want int, args ...string) string {
+		l.t.Helper()
+		var out, errw bytes.Buffer
+		if code := cli.Run(args, []string{"AWS_REGION=" + region}, strings.NewReader(""), &out, &errw); code != want {
+			l.t.Fatalf("isthmus %s: exit code %d, want %d\n%s%s", strings.Join(args, " "), code, want, out.String(), errw.String())
+		}
+		return out.String() + errw.String()
+	}
+}
+
 // TestInfrastructure runs the command line's infra commands against the endpoint: plan changes nothing, apply makes what
 // plan said, a second apply has nothing to do, destroy takes back what apply made and leaves what was there before.
 func TestInfrastructure(t *testing.T) { //nolint:tparallel // it sets the environment
 	l := newLab(t)
-	for k, v := range map[string]string{"AWS_ENDPOINT_URL": l.url, "AWS_ACCESS_KEY_ID": "AKIALABADMIN00000001", "AWS_SECRET_ACCESS_KEY": "secret-one",
-		"AWS_REGION": region, "AWS_EC2_METADATA_DISABLED": "true", "AWS_CONFIG_FILE": "none", "AWS_SHARED_CREDENTIALS_FILE": "none", "KUBECONFIG": "none"} {
-		t.Setenv(k, v)
-	}
-	t.Chdir(t.TempDir())
-	isthmus := func(want int, args ...string) string {
-		t.Helper()
-		var out, errw bytes.Buffer
-		if code := cli.Run(args, []string{"AWS_REGION=" + region}, strings.NewReader(""), &out, &errw); code != want {
-			t.Fatalf("isthmus %s: exit code %d, want %d\n%s%s", strings.Join(args, " "), code, want, out.String(), errw.String())
-		}
-		return out.String() + errw.String()
-	}
+	isthmus := l.commandLine("none")
 	count := func(text, what string) int { return strings.Count(text, what) }
 
 	planned := isthmus(0, "ecs", "infra", "plan")
@@ -70,11 +82,7 @@ func TestInfrastructure(t *testing.T) { //nolint:tparallel // it sets the enviro
 // TestDestroyRefusesWhatIsInUse checks that roles which running services need stay.
 func TestDestroyRefusesWhatIsInUse(t *testing.T) {
 	l := newLab(t)
-	for k, v := range map[string]string{"AWS_ENDPOINT_URL": l.url, "AWS_ACCESS_KEY_ID": "AKIALABADMIN00000001", "AWS_SECRET_ACCESS_KEY": "secret-one",
-		"AWS_REGION": region, "AWS_EC2_METADATA_DISABLED": "true", "AWS_CONFIG_FILE": "none", "AWS_SHARED_CREDENTIALS_FILE": "none"} {
-		t.Setenv(k, v)
-	}
-	t.Chdir(t.TempDir())
+	l.environment("none")
 	l.cluster("ecs-demo-1")
 	l.service("ecs-demo-1", "web", l.register("web", app("web")), 1)
 	var out, errw bytes.Buffer

@@ -1,7 +1,6 @@
 package cloud_test
 
 import (
-	"bytes"
 	"encoding/json"
 	"fmt"
 	"net/http"
@@ -16,7 +15,6 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/ecs/types"
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/isthmus-mesh/isthmus/internal/cli"
 	"github.com/isthmus-mesh/isthmus/internal/enrol"
 )
 
@@ -71,20 +69,7 @@ type enrolment struct {
 func newEnrolment(t *testing.T) *enrolment {
 	t.Helper()
 	l := newLab(t)
-	for k, v := range map[string]string{"AWS_ENDPOINT_URL": l.url, "AWS_ACCESS_KEY_ID": "AKIALABADMIN00000001", "AWS_SECRET_ACCESS_KEY": "secret-one",
-		"AWS_REGION": region, "AWS_EC2_METADATA_DISABLED": "true", "AWS_CONFIG_FILE": "none", "AWS_SHARED_CREDENTIALS_FILE": "none", "KUBECONFIG": fakeKube(t)} {
-		t.Setenv(k, v)
-	}
-	t.Chdir(t.TempDir())
-	e := &enrolment{lab: l}
-	e.isthmus = func(want int, args ...string) string {
-		t.Helper()
-		var out, errw bytes.Buffer
-		if code := cli.Run(args, []string{"AWS_REGION=" + region}, strings.NewReader(""), &out, &errw); code != want {
-			t.Fatalf("isthmus %s: exit code %d, want %d\n%s%s", strings.Join(args, " "), code, want, out.String(), errw.String())
-		}
-		return out.String() + errw.String()
-	}
+	e := &enrolment{lab: l, isthmus: l.commandLine(fakeKube(t))}
 	e.isthmus(0, "ecs", "infra")
 	e.isthmus(0, "ecs", "deploy")
 	return e

@@ -38,7 +38,7 @@ type exchange struct {
 
 // ServeHTTP answers one AWS request.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	x := &exchange{w: w, r: r, id: requestID(), protocol: JSON11}
+	x := &exchange{w: w, r: r, id: UUID(), protocol: JSON11}
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
 	if err != nil {
 		s.fail(x, &Error{Code: "RequestEntityTooLargeException", Status: http.StatusRequestEntityTooLarge, Message: "The request body is too large or broken."})
@@ -209,8 +209,8 @@ func (s *Server) write(x *exchange, status int, contentType string, body []byte)
 	}
 }
 
-// requestID returns a random UUID.
-func requestID() string {
+// UUID returns a random UUID.
+func UUID() string {
 	var b [16]byte
 	_, _ = rand.Read(b[:]) // never fails, see crypto/rand
 	b[6], b[8] = b[6]&0x0f|0x40, b[8]&0x3f|0x80

@@ -131,9 +131,3 @@ func hexID(n int) string {
 	_, _ = rand.Read(b) // never fails, see crypto/rand
 	return hex.EncodeToString(b)
 }
-
-// uuid returns a random UUID.
-func uuid() string {
-	h := hexID(16)
-	return h[:8] + "-" + h[8:12] + "-4" + h[13:16] + "-a" + h[17:20] + "-" + h[20:]
-}

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/isthmus-mesh/isthmus/lab/cloud/awsserver"
 	"github.com/isthmus-mesh/isthmus/lab/cloud/iam"
 )
 
@@ -37,7 +38,7 @@ func (s *Service) renewSession(t *task) error {
 	defer s.mu.Unlock()
 	t.session = session
 	if t.credentialID == "" {
-		t.credentialID = uuid()
+		t.credentialID = awsserver.UUID()
 		s.creds[t.credentialID] = t
 	}
 	return nil

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/isthmus-mesh/isthmus/lab/cloud/awsserver"
 )
 
 // sessionLife is how long a task's credentials are valid; the handler renews them before they end.
@@ -134,7 +136,7 @@ func (r *run) addInterface() error {
 			continue
 		}
 		b := addr.As4()
-		e := &eni{id: "eni-0" + hexID(8), attachmentID: uuid(), mac: fmt.Sprintf("0a:58:%02x:%02x:%02x:%02x", b[0], b[1], b[2], b[3]),
+		e := &eni{id: "eni-0" + hexID(8), attachmentID: awsserver.UUID(), mac: fmt.Sprintf("0a:58:%02x:%02x:%02x:%02x", b[0], b[1], b[2], b[3]),
 			addr: addr.String(), subnet: sn, status: "ATTACHING",
 			dnsName: "ip-" + strings.ReplaceAll(addr.String(), ".", "-") + "." + t.place.region + ".compute.internal"}
 		r.update(func() { t.eni = e })

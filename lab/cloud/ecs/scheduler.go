@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/isthmus-mesh/isthmus/lab/cloud/awsserver"
 )
 
 const (
@@ -310,7 +312,7 @@ func (sv *service) dropEmptyDeployments(tasks []*task) {
 
 // event records a service event, newest first.
 func (s *Service) event(sv *service, format string, args ...any) {
-	sv.events = slices.Insert(sv.events, 0, doc{"id": uuid(), "createdAt": epoch(s.now()), "message": fmt.Sprintf(format, args...)})
+	sv.events = slices.Insert(sv.events, 0, doc{"id": awsserver.UUID(), "createdAt": epoch(s.now()), "message": fmt.Sprintf(format, args...)})
 	if len(sv.events) > maxEvents {
 		sv.events = sv.events[:maxEvents]
 	}

@@ -37,7 +37,7 @@ func (s *Service) launchLocked(l launch) *task {
 		tags: l.tags, exec: l.exec, network: l.network, last: stateProvisioning, desired: stateRunning, version: 1, createdAt: s.now(),
 		stop: make(chan struct{}), changed: make(chan struct{})}
 	for _, cd := range l.def.ContainerDefinitions {
-		t.containers = append(t.containers, &container{def: cd, arn: p.arn("container", l.cluster.name, id, uuid()),
+		t.containers = append(t.containers, &container{def: cd, arn: p.arn("container", l.cluster.name, id, awsserver.UUID()),
 			metadataID: id + "-" + strconv.Itoa(len(t.containers)+1) + hexID(4), last: statePending, health: healthUnknown})
 	}
 	t.turn = p.launched

@@ -2,9 +2,7 @@ package events
 
 import (
 	"context"
-	"crypto/rand"
 	"encoding/base64"
-	"encoding/hex"
 	"encoding/json"
 	"maps"
 	"regexp"
@@ -382,12 +380,4 @@ func (s *Service) listTags(_ *awsserver.Request, k busKey, in input) (any, error
 		out = append(out, tag{key, r.tags[key]})
 	}
 	return doc{"Tags": out}, nil
-}
-
-func uuid() string {
-	var b [16]byte
-	_, _ = rand.Read(b[:]) // never fails, see crypto/rand
-	b[6], b[8] = b[6]&0x0f|0x40, b[8]&0x3f|0x80
-	h := hex.EncodeToString(b[:])
-	return strings.Join([]string{h[:8], h[8:12], h[12:16], h[16:20], h[20:]}, "-")
 }

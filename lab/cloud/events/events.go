@@ -160,7 +160,7 @@ func (s *Service) put(k busKey, e Event) (string, error) {
 	if e.Resources == nil {
 		e.Resources = []string{}
 	}
-	env := envelope{Version: "0", ID: uuid(), DetailType: e.DetailType, Source: e.Source, Account: k.account,
+	env := envelope{Version: "0", ID: awsserver.UUID(), DetailType: e.DetailType, Source: e.Source, Account: k.account,
 		Time: e.Time.UTC().Format("2006-01-02T15:04:05Z"), Region: k.region, Resources: e.Resources, Detail: detail}
 	body, err := json.Marshal(env)
 	if err != nil {

@@ -105,7 +105,8 @@ func textTest(kind string, arg any) (func(string) bool, error) {
 	return func(s string) bool { return strings.EqualFold(s, want) }, nil
 }
 
-// wildcard matches a text against a pattern in which * stands for anything.
+// wildcard matches a text against a pattern in which * stands for anything. Unlike awsserver.Wildcard, a question mark is
+// one: event patterns have no other sign.
 func wildcard(p, s string) bool {
 	parts := strings.Split(p, "*")
 	if len(parts) == 1 {

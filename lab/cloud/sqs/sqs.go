@@ -5,7 +5,6 @@ package sqs
 
 import (
 	"crypto/md5" //nolint:gosec // the checksum that SQS's clients verify
-	"crypto/rand"
 	"encoding/base64"
 	"encoding/hex"
 	"errors"
@@ -161,7 +160,7 @@ func (s *Service) putLocked(q *queue, m *message, delay time.Duration) (*message
 	if len(q.messages) >= maxMessages {
 		return nil, errFull
 	}
-	m.id, m.sent = uuid(), s.now()
+	m.id, m.sent = awsserver.UUID(), s.now()
 	m.visible = m.sent.Add(delay)
 	q.messages = append(q.messages, m)
 	q.wake()
@@ -254,18 +253,10 @@ func (q *queue) byReceipt(receipt string) (*message, error) {
 const receiptPrefix = "lab "
 
 func newReceipt(id string) string {
-	return base64.StdEncoding.EncodeToString([]byte(receiptPrefix + id + " " + uuid()))
+	return base64.StdEncoding.EncodeToString([]byte(receiptPrefix + id + " " + awsserver.UUID()))
 }
 
 func md5Hex(s string) string {
 	sum := md5.Sum([]byte(s)) //nolint:gosec // see above
 	return hex.EncodeToString(sum[:])
-}
-
-func uuid() string {
-	var b [16]byte
-	_, _ = rand.Read(b[:]) // never fails, see crypto/rand
-	b[6], b[8] = b[6]&0x0f|0x40, b[8]&0x3f|0x80
-	h := hex.EncodeToString(b[:])
-	return strings.Join([]string{h[:8], h[8:12], h[12:16], h[16:20], h[20:]}, "-")
 }
