@@ -81,6 +81,10 @@ func testSnapshot() *state.Snapshot {
 			service("tcp.shop", "240.240.0.2", p80),
 			service("wp.shop", "10.96.0.9", map[uint16]uint16{15008: 15008}),
 			service("behind.shop", "240.240.0.3", p80, func(s *mesh.Service) { s.Waypoint = gatewayAt("10.96.0.9") }),
+			service("weighted.shop", "240.240.0.12", p80, func(s *mesh.Service) {
+				s.Waypoint = gatewayAt("10.0.0.7")
+				s.WeightedWaypoints = []mesh.WeightedGateway{{Gateway: *gatewayAt("10.0.0.8"), Weight: 9}, {Gateway: *gatewayAt("10.96.0.9")}}
+			}),
 			service("far.shop", "240.240.0.4", p80, func(s *mesh.Service) { s.SubjectAltNames = []string{"spiffe://cluster.local/ns/shop/sa/far"} }),
 			service("far2.shop", "240.240.0.5", p80),
 			service("empty.shop", "240.240.0.6", p80),
@@ -265,6 +269,10 @@ func TestResolveInbound(t *testing.T) {
 		{local: "wp", authority: "240.240.0.3:80", want: "10.0.0.4:80 10.0.0.4:80"}, // we are its waypoint
 		{local: "wp", authority: "10.0.0.6:80", want: "10.0.0.4:80 10.0.0.4:80"},
 		{local: "wp", authority: "240.240.0.1:80", status: 400},
+		{local: "wp", authority: "240.240.0.12:80", want: "10.0.0.4:80 10.0.0.4:80"}, // one of its weighted waypoints, of weight 0 now
+		{local: "gw", authority: "240.240.0.12:80", want: "10.0.0.8:80 10.0.0.8:80"}, // the other one, named by its own address
+		{local: "lost", authority: "240.240.0.12:80", want: "10.0.0.7:80 10.0.0.7:80"},
+		{local: "echo", authority: "240.240.0.12:80", status: 400},
 	} {
 		w := s.Workload("uid-" + c.local)
 		got, err := ResolveInbound(s, InboundQuery{Network: "eks", Local: w, Dialled: netip.AddrPortFrom(w.Addresses[0], 15008), Authority: c.authority, Illegal: illegal})
