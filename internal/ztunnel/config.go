@@ -73,8 +73,9 @@ type Config struct {
 	DNSCache             int           // answers kept
 	Threads              int           // GOMAXPROCS; 0 leaves it to Go, which honours the container's limit
 
-	TLSRoutes map[string]string
-	TLSPorts  []uint16
+	TLSRoutes       map[string]string
+	TLSPorts        []uint16
+	GatewayServices []string // that the gateway serves; empty means all of its network
 
 	Grace     time.Duration
 	LogFormat telemetry.Format

@@ -81,6 +81,9 @@ func (e *environment) dataPath(c *Config) {
 		e.fail("GATEWAY_TLS_ROUTES", "%v", err)
 	}
 	c.TLSRoutes = routes
+	if c.GatewayServices, err = gateway.ParseServices(e.get("GATEWAY_SERVICES")); err != nil {
+		e.fail("GATEWAY_SERVICES", "%v", err)
+	}
 	for p := range strings.SplitSeq(e.or("GATEWAY_TLS_PORTS", strconv.Itoa(defaultGatewayListen)), ",") {
 		n, err := strconv.ParseUint(strings.TrimSpace(p), 10, 16)
 		if err != nil || n == 0 {

@@ -333,6 +333,20 @@ func TestResolveGateway(t *testing.T) {
 	}
 }
 
+// A gateway that was told which services it is for serves no other one, and no workload by its address.
+func TestResolveGatewayServes(t *testing.T) {
+	s := testSnapshot()
+	q := GatewayQuery{Network: "eks", Self: s.Workload("uid-gw"), Rand: func(uint64) uint64 { return 0 }, Serves: func(host string) bool { return host == "echo.shop" }}
+	for authority, want := range map[string]int{"echo.shop:80": 0, "Echo.Shop:80": 0, "240.240.0.1:80": 0, "behind.shop:80": 404, "10.0.0.2:1234": 404} {
+		q.Authority = authority
+		o, err := ResolveGateway(s, q)
+		var rej *Rejection
+		if want == 0 && err != nil || want != 0 && (!errors.As(err, &rej) || rej.Status != want) {
+			t.Errorf("%q = %s, %v; want status %d", authority, o.Addr, err, want)
+		}
+	}
+}
+
 // Whatever a peer asks for, nothing panics, and nothing but our own address is dialled.
 func FuzzResolveInbound(f *testing.F) {
 	for _, a := range []string{"10.0.0.2:80", "echo.shop:80", "[::1]:80", ":80", "a:b:c", "240.240.0.3:80", "%:1"} {
