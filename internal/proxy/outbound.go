@@ -11,6 +11,7 @@ import (
 
 	"github.com/isthmus-mesh/isthmus/internal/hbone"
 	"github.com/isthmus-mesh/isthmus/internal/mesh"
+	"github.com/isthmus-mesh/isthmus/internal/proxy/live"
 	"github.com/isthmus-mesh/isthmus/internal/proxy/relay"
 	"github.com/isthmus-mesh/isthmus/internal/proxy/route"
 	"github.com/isthmus-mesh/isthmus/internal/telemetry"
@@ -47,47 +48,24 @@ func (p *Proxy) outbound(ctx context.Context, r request) {
 		return
 	}
 	describeOutbound(rec, local, out)
-	e := &entry{view: Connection{Src: rec.SrcAddr.String(), OriginalDst: dst.String(), ActualDst: out.Addr.String(), Protocol: out.Protocol.String()}}
-	p.live.add(e)
-	defer p.live.remove(e)
-	e.onStop(cancel)
+	c := &live.Conn{View: live.View{Src: rec.SrcAddr.String(), OriginalDst: dst.String(), ActualDst: out.Addr.String(), Protocol: out.Protocol.String()}}
+	defer p.live.Add(c)()
+	c.OnStop(cancel)
 
-	p.cfg.Access.Opened(rec)
-	open := p.cfg.Metrics.Opened(rec)
+	report := live.Open(rec, p.cfg.Access, p.cfg.Metrics)
 	up, peer, err := p.connectAny(setup, rec, r, local, out)
 	if err != nil {
-		if _, cause := e.stopped(); cause != nil {
+		if _, cause := c.Stopped(); cause != nil {
 			err = cause
 		}
-		why := reasonOf(err)
-		p.cfg.Access.Closed(rec, 0, 0, why, err)
-		open.Closed(rec, why)
+		report.Failed(err)
 		relay.Refuse(r.app)
 		return
 	}
 	if !peer.IsZero() {
 		rec.Destination.Identity = peer
 	}
-	pipe := &relay.Pipe{Down: r.app, Up: up, Early: r.early}
-	p.transfer(rec, open, e, pipe)
-}
-
-// transfer copies until both directions have ended, and reports the end.
-func (p *Proxy) transfer(rec *telemetry.Conn, open *telemetry.Open, e *entry, pipe *relay.Pipe) {
-	open.Transfer(rec, pipe.Counts)
-	e.onStop(pipe.Abort)
-	err := pipe.Run()
-	k, cause := e.stopped()
-	if cause != nil {
-		err = cause
-	}
-	if k != (mesh.PolicyKey{}) {
-		rec.Policy = k
-	}
-	why := reasonOf(err)
-	sent, received := pipe.Counts()
-	p.cfg.Access.Closed(rec, sent, received, why, err)
-	open.Closed(rec, why)
+	report.Transfer(c, &relay.Pipe{Down: r.app, Up: up, Early: r.early})
 }
 
 // early reports a connection that ended before it had a route.
@@ -171,7 +149,7 @@ func (p *Proxy) connect(ctx context.Context, rec *telemetry.Conn, r request, loc
 	cert, err := p.cfg.Certs(ctx, local.Identity())
 	if err != nil {
 		outer.Reset(hbone.Cancel)
-		return nil, mesh.Identity{}, &identityError{err}
+		return nil, mesh.Identity{}, &live.IdentityError{Err: err}
 	}
 	req.Header = append(hs[:len(hs):len(hs)], hbone.Header{Name: headerNetwork, Value: p.cfg.Network})
 	inner, resp, err := p.pool.ConnectOver(ctx, outer, cert, out.InnerPeers, req)
