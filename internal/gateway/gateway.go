@@ -235,7 +235,7 @@ func (g *Gateway) serveHBONE(ctx context.Context, c *net.TCPConn) {
 func (g *Gateway) serveTunnel(ctx context.Context, s *hbone.ServerStream) {
 	rec := &telemetry.Conn{
 		Reporter: telemetry.Destination, MutualTLS: true, HBONEAddr: s.Authority(), Start: time.Now(),
-		SrcAddr: addrPort(s.RemoteAddr()), DstAddr: addrPort(s.LocalAddr()),
+		SrcAddr: addrPort(s.RemoteAddr()), DstAddr: addrPort(s.LocalAddr()), Trace: live.TraceOf(s.Header()),
 	}
 	rec.Source.Identity = s.Peer()
 	select {

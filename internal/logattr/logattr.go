@@ -92,6 +92,14 @@ func Policy(k mesh.PolicyKey) slog.Attr {
 	return slog.String("policy", k.String())
 }
 
+// TraceID is the id of the distributed trace that a connection is part of.
+func TraceID(id string) slog.Attr {
+	if id == "" {
+		return slog.Attr{}
+	}
+	return slog.String("trace_id", id)
+}
+
 // Reason is the response flag of a connection that did not succeed.
 func Reason(s string) slog.Attr {
 	if s == "" || s == "-" {

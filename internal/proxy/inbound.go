@@ -35,7 +35,7 @@ var errTooManyTunnels = errors.New("too many inbound tunnels")
 func (p *Proxy) serveTunnel(ctx context.Context, s *hbone.ServerStream) {
 	rec := &telemetry.Conn{
 		Reporter: telemetry.Destination, MutualTLS: true, HBONEAddr: s.Authority(), Start: time.Now(),
-		SrcAddr: addrPort(s.RemoteAddr()), DstAddr: addrPort(s.LocalAddr()),
+		SrcAddr: addrPort(s.RemoteAddr()), DstAddr: addrPort(s.LocalAddr()), Trace: live.TraceOf(s.Header()),
 	}
 	setup, cancel := context.WithTimeout(ctx, setupTimeout)
 	defer cancel()

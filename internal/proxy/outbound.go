@@ -21,6 +21,7 @@ import (
 type request struct {
 	app   *net.TCPConn
 	dsts  []netip.AddrPort // where to; alternatives are tried only when the mesh does not know them
+	trace telemetry.Trace  // what the application says that it is part of; zero if it says nothing
 	early []byte           // what has been read from app already and belongs to the destination
 }
 
@@ -40,7 +41,10 @@ func (p *Proxy) outbound(ctx context.Context, r request) {
 	setup, cancel := context.WithTimeout(ctx, setupTimeout)
 	defer cancel()
 	dst := r.dsts[0]
-	rec := &telemetry.Conn{Reporter: telemetry.Source, SrcAddr: addrPort(r.app.RemoteAddr()), DstAddr: dst, Start: time.Now()}
+	rec := &telemetry.Conn{Reporter: telemetry.Source, SrcAddr: addrPort(r.app.RemoteAddr()), DstAddr: dst, Start: time.Now(), Trace: r.trace}
+	if rec.Trace == (telemetry.Trace{}) {
+		rec.Trace = telemetry.NewTrace()
+	}
 	local, out, err := p.routeOutbound(setup, dst, nil)
 	if err != nil {
 		p.early(rec, err)
@@ -136,7 +140,7 @@ func (p *Proxy) connect(ctx context.Context, rec *telemetry.Conn, r request, loc
 		c, err := p.connectTCP(ctx, rec, r, out)
 		return c, mesh.Identity{}, err
 	}
-	hs := connectHeaders(local, rec.SrcAddr, out.Service)
+	hs := connectHeaders(local, rec, out.Service)
 	key := hbone.Key{Source: local.Identity(), Peers: out.Peers, Addr: out.Addr, SourceIP: sourceIP(local, rec.SrcAddr)}
 	req := hbone.Request{Authority: out.Authority, Header: hs}
 	outer, resp, err := p.pool.Connect(ctx, key, req)

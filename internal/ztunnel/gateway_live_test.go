@@ -12,6 +12,7 @@ import (
 
 	"github.com/isthmus-mesh/isthmus/internal/mesh"
 	"github.com/isthmus-mesh/isthmus/internal/meshtest"
+	"github.com/isthmus-mesh/isthmus/internal/proxy/proxytest"
 )
 
 // talk opens a connection from the client to the server's echo port through the gateway, and returns how to say a word.
@@ -60,6 +61,20 @@ func (n *twoNetworks) talk(t *testing.T) func() error {
 func deniesShell() *mesh.Policy {
 	return &mesh.Policy{Key: mesh.PolicyKey{Namespace: "istio-system", Name: "no-shell"}, Scope: mesh.ScopeNamespace, Action: mesh.Deny,
 		Rules: []mesh.Rule{{{{Principals: []mesh.StringMatch{{Value: "cluster.local/ns/default/sa/shell"}}}}}}}
+}
+
+// One connection through the gateway has one trace id in all three logs: both tunnels carry what the application said.
+func TestGatewayTrace(t *testing.T) {
+	n := newNetworks(t)
+	const id = "4bf92f3577b34da6a3ce929d0e0e4736"
+	out, errOut, code := proxytest.Curl(t, "--proxytunnel", "--proxy", fmt.Sprintf("http://%s:%d", shellIP, mesh.SOCKSPort),
+		"--proxy-header", "traceparent: 00-"+id+"-00f067aa0ba902b7-01", "http://"+echoHost+"/")
+	if out != "hello" {
+		t.Fatalf("curl = %d, %q, %q", code, out, errOut)
+	}
+	for _, r := range []*running{n.shell, n.gateway, n.echo} {
+		r.logs(t, "access\tconnection complete", `trace_id="`+id+`"`)
+	}
 }
 
 // A live tunnel through the gateway ends when a policy of the gateway comes to forbid it, and only then.
