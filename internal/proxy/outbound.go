@@ -28,8 +28,11 @@ type request struct {
 // serveOutbound serves a captured connection.
 func (p *Proxy) serveOutbound(ctx context.Context, c *net.TCPConn) {
 	dst, err := p.cfg.OriginalDst(c)
+	if err == nil && dst == addrPort(c.LocalAddr()) && illegalOutbound(dst.Port()) {
+		err = ErrRecursive // nobody redirected it: it was made to this port, where its destination would be itself
+	}
 	if err != nil {
-		p.early(&telemetry.Conn{SrcAddr: addrPort(c.RemoteAddr())}, err)
+		p.early(&telemetry.Conn{SrcAddr: addrPort(c.RemoteAddr()), DstAddr: dst}, err)
 		relay.Abort(c)
 		return
 	}
