@@ -128,6 +128,40 @@ func TestSocketOptions(t *testing.T) {
 	}
 }
 
+// The sockets to istiod have the keepalive that is theirs, whatever is set for those of the data path.
+func TestControlPlaneSockets(t *testing.T) {
+	istiod := newMesh(t)
+	shell := start(t, shellIP, istiod, "PROXY_WORKLOAD_INFO=default/shell-1/shell", "KEEPALIVE_ENABLED=false")
+	meshtest.Eventually(t, "it is ready", shell.ready)
+	want := netip.MustParseAddrPort(istiod.Address())
+	fds, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := 0
+	for _, entry := range fds {
+		var fd int
+		if _, err := fmt.Sscan(entry.Name(), &fd); err != nil {
+			t.Fatal(err)
+		}
+		peer, err := unix.Getpeername(fd)
+		at, ok := peer.(*unix.SockaddrInet4)
+		if err != nil || !ok || netip.AddrPortFrom(netip.AddrFrom4(at.Addr), uint16(at.Port)) != want {
+			continue
+		}
+		found++
+		for opt, want := range map[[2]int]int{{unix.SOL_SOCKET, unix.SO_KEEPALIVE}: 1, {unix.IPPROTO_TCP, unix.TCP_KEEPIDLE}: 300, {unix.IPPROTO_TCP, unix.TCP_KEEPINTVL}: 75,
+			{unix.IPPROTO_TCP, unix.TCP_KEEPCNT}: 9, {unix.IPPROTO_TCP, unix.TCP_NODELAY}: 1} {
+			if got, err := unix.GetsockoptInt(fd, opt[0], opt[1]); err != nil || got != want {
+				t.Errorf("descriptor %d: option %v = %d, %v; want %d", fd, opt, got, err, want)
+			}
+		}
+	}
+	if found < 2 {
+		t.Errorf("%d sockets to istiod were found, want one for xDS and one for certificates", found)
+	}
+}
+
 func option(t *testing.T, c net.Conn, opt [2]int) (v int) {
 	t.Helper()
 	raw, err := c.(syscall.Conn).SyscallConn()
