@@ -81,6 +81,32 @@ proxyMetadata:
 	}
 }
 
+// The file that Istio mounts, and what wins over it.
+func TestMeshConfigFile(t *testing.T) {
+	t.Chdir(t.TempDir())
+	if err := os.MkdirAll(filepath.Dir(meshConfigFile), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	write := func(text string) {
+		if err := os.WriteFile(meshConfigFile, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(`{accessLogFile: /dev/stdout, defaultConfig: {discoveryAddress: "file:1", statsPort: 15777, concurrency: 2, proxyMetadata: {A: file, B: file}}}`)
+	c := parse(t)
+	if c.XDSAddress != "https://file:1" || c.Listen.Metrics != ":15777" || c.Threads != 2 || c.Metadata["A"] != "file" {
+		t.Errorf("the file gives %q, %q, %d, %v", c.XDSAddress, c.Listen.Metrics, c.Threads, c.Metadata)
+	}
+	c = parse(t, "PROXY_CONFIG={discoveryAddress: 'env:2', proxyMetadata: {B: env}}", "ISTIO_META_C=meta")
+	if c.XDSAddress != "https://env:2" || c.Listen.Metrics != ":15777" || c.Metadata["A"] != "file" || c.Metadata["B"] != "env" || c.Metadata["C"] != "meta" {
+		t.Errorf("with PROXY_CONFIG: %q, %q, %v", c.XDSAddress, c.Listen.Metrics, c.Metadata)
+	}
+	write("defaultConfig: [")
+	if _, err := ParseConfig(nil); err == nil || !strings.Contains(err.Error(), meshConfigFile) {
+		t.Errorf("a file that is no YAML = %v", err)
+	}
+}
+
 // Sockets get the keepalive and the user timeout that were set, accepted ones too, and UDP ones the mark.
 func TestSocketOptions(t *testing.T) {
 	a := &app{cfg: parse(t, "KEEPALIVE_TIME=10s", "KEEPALIVE_INTERVAL=2s", "KEEPALIVE_RETRIES=3", "USER_TIMEOUT_ENABLED=true", "PACKET_MARK=77")}
