@@ -227,6 +227,10 @@ func newForeignClient(t *testing.T, ca *meshtest.CA, to netip.Addr, want string)
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { cc.Close() })
+	// The answer comes after the server's SETTINGS, which allow more streams than may be assumed before.
+	if err := cc.Ping(t.Context()); err != nil {
+		t.Fatal(err)
+	}
 	return &foreignClient{cc}
 }
 
