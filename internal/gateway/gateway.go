@@ -54,6 +54,7 @@ type Config struct {
 	// means 2s. Then it is refused, or, with AllowMissingPolicies, judged without them.
 	PolicyWait           time.Duration
 	AllowMissingPolicies bool
+	LogDecisions         bool // log each verdict of the policies at info instead of debug
 
 	// Dial makes connections to backends, by name or address; nil means a plain dialer.
 	Dial func(ctx context.Context, network, addr string) (net.Conn, error)
@@ -120,7 +121,7 @@ func New(cfg Config) (*Gateway, error) {
 	if cfg.PolicyWait == 0 {
 		cfg.PolicyWait = live.DefaultPolicyWait
 	}
-	g.judge = &live.Judge{Store: cfg.Store, Live: &g.live, Wait: cfg.PolicyWait, AllowMissing: cfg.AllowMissingPolicies, Log: cfg.Log,
+	g.judge = &live.Judge{Store: cfg.Store, Live: &g.live, Wait: cfg.PolicyWait, AllowMissing: cfg.AllowMissingPolicies, LogVerdicts: cfg.LogDecisions, Log: cfg.Log,
 		Now: func(s *state.Snapshot, _ *mesh.Workload) *mesh.Workload { return g.self(s) }}
 	var err error
 	g.server, err = hbone.NewServer(hbone.ServerConfig{Certificate: cfg.Certs, Handler: g.serveTunnel, VerifyPeer: cfg.VerifyPeer,
@@ -282,8 +283,8 @@ func (g *Gateway) serveTunnel(ctx context.Context, s *hbone.ServerStream) {
 	}
 	up, err := g.dial(setup, out.Addr.String())
 	if err != nil {
-		if k, cause := c.Stopped(); cause != nil {
-			rec.Policy, err = k, cause
+		if ruling, cause := c.Stopped(); cause != nil {
+			rec.Policy, rec.Rule, err = ruling.Policy, ruling.Rule, cause
 		}
 		fail(http.StatusServiceUnavailable, err)
 		return

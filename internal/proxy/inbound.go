@@ -86,7 +86,7 @@ func (p *Proxy) serveTunnel(ctx context.Context, s *hbone.ServerStream) {
 }
 
 func (p *Proxy) responseHeaders(local *mesh.Workload) []hbone.Header {
-	if p.cfg.NoResponseBaggage {
+	if p.cfg.NoBaggage {
 		return nil
 	}
 	return []hbone.Header{{Name: headerBaggage, Value: Baggage(local)}}
@@ -117,8 +117,8 @@ func (p *Proxy) inbound(ctx context.Context, rec *telemetry.Conn, c *live.Conn, 
 	}
 	app, err := peer.dial(setup)
 	if err != nil {
-		if k, cause := c.Stopped(); cause != nil {
-			rec.Policy, err = k, cause
+		if ruling, cause := c.Stopped(); cause != nil {
+			rec.Policy, rec.Rule, err = ruling.Policy, ruling.Rule, cause
 		} else {
 			err = fmt.Errorf("connection failed: %w", err)
 		}
@@ -147,11 +147,11 @@ func (p *Proxy) describeInbound(snap *state.Snapshot, rec *telemetry.Conn, s *hb
 			rec.Source = telemetry.PartyOf(w)
 		}
 	}
-	if !rec.Source.Known() {
+	if !rec.Source.Known() && !p.cfg.NoBaggage {
 		rec.Source = ParseBaggage(headerValues(s.Header(), headerBaggage)...)
-		if rec.Source.Namespace == "" {
-			rec.Source.Namespace = s.Peer().Namespace
-		}
+	}
+	if rec.Source.Namespace == "" {
+		rec.Source.Namespace = s.Peer().Namespace
 	}
 	rec.Source.Identity = s.Peer()
 	setService(rec, snap, local, in.Service, ForwardedHost(s.Get(headerForwarded)))

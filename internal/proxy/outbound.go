@@ -163,7 +163,7 @@ func (p *Proxy) connect(ctx context.Context, rec *telemetry.Conn, r request, loc
 	if err != nil {
 		return nil, resp.Peer, err
 	}
-	if far := ParseBaggage(headerValues(resp.Header, headerBaggage)...); far.Known() {
+	if far := ParseBaggage(headerValues(resp.Header, headerBaggage)...); far.Known() && !p.cfg.NoBaggage {
 		rec.Destination = far
 	}
 	return inner, resp.Peer, nil

@@ -15,7 +15,7 @@ import (
 // DefaultPolicyWait is how long a policy that is not known yet is waited for.
 const DefaultPolicyWait = 2 * time.Second
 
-// Judge decides by policies about connections. All fields but Now are required.
+// Judge decides by policies about connections. Store, Live, Wait and Log are required.
 type Judge struct {
 	Store *state.Store
 	Live  *Registry
@@ -23,6 +23,7 @@ type Judge struct {
 	// refused, or, with AllowMissing, judged without them; see docs/decisions/0003.
 	Wait         time.Duration
 	AllowMissing bool
+	LogVerdicts  bool // at info instead of debug
 	// Now returns the present record of a connection's destination, whose list of policies may have changed since; nil
 	// looks it up by its UID.
 	Now func(s *state.Snapshot, dst *mesh.Workload) *mesh.Workload
@@ -45,6 +46,14 @@ func (j *Judge) ask(s *state.Snapshot, c *Conn) (policy.Decision, []mesh.PolicyK
 // decided. The error of a refusal is a *DeniedError.
 func (j *Judge) Decide(ctx context.Context, c *Conn, snap *state.Snapshot, rec *telemetry.Conn) error {
 	d, missing := j.decide(ctx, c, snap)
+	level := slog.LevelDebug // ztunnel's, unless a setting makes it info
+	if j.LogVerdicts {
+		level = slog.LevelInfo
+	}
+	if j.Log.Enabled(ctx, level) {
+		j.Log.LogAttrs(ctx, level, "policies evaluated", logattr.Outcome(allowedWord(d.Allowed)), logattr.Policy(d.Policy), logattr.Rule(d.Policy, d.Rule),
+			logattr.SrcAddr(c.Ask.SourceAddr), logattr.SrcIdentity(c.Ask.Source), logattr.DstAddr(c.Ask.DestinationAddr))
+	}
 	for _, k := range missing {
 		j.Log.Warn("policy of the workload is not known and cannot be enforced", logattr.Policy(k), logattr.Outcome(allowedWord(d.Allowed)))
 	}
@@ -55,7 +64,7 @@ func (j *Judge) Decide(ctx context.Context, c *Conn, snap *state.Snapshot, rec *
 		}
 		j.Log.Info("dry-run policy evaluated", logattr.Policy(r.Policy), logattr.DryRun(result), logattr.SrcAddr(rec.SrcAddr))
 	}
-	rec.Policy = d.Policy
+	rec.Policy, rec.Rule = d.Policy, d.Rule
 	if !d.Allowed {
 		return &DeniedError{d.Reason}
 	}
@@ -118,7 +127,7 @@ func (j *Judge) Watch(ctx context.Context) {
 			switch {
 			case d.Allowed:
 			case len(missing) == 0 || final(d) || overdue:
-				c.Stop(ErrPolicyChange, d.Policy)
+				c.Stop(ErrPolicyChange, d)
 			default:
 				waiting = true
 			}

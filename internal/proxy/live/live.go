@@ -30,16 +30,16 @@ type Conn struct {
 	Dst *mesh.Workload
 
 	mu     sync.Mutex
-	end    func() // guarded by mu; ends the connection abruptly; nil until there is something to end
-	cause  error  // guarded by mu; why it was ended from outside
-	policy mesh.PolicyKey
+	end    func()          // guarded by mu; ends the connection abruptly; nil until there is something to end
+	cause  error           // guarded by mu; why it was ended from outside
+	ruling policy.Decision // guarded by mu; the one that ended it, if one did
 }
 
-// Stop ends the connection because of cause, and of a policy if one decided; the first cause counts.
-func (c *Conn) Stop(cause error, k mesh.PolicyKey) {
+// Stop ends the connection because of cause, and of a decision if one was; the first cause counts.
+func (c *Conn) Stop(cause error, d policy.Decision) {
 	c.mu.Lock()
 	if c.cause == nil {
-		c.cause, c.policy = cause, k
+		c.cause, c.ruling = cause, d
 	}
 	end := c.end
 	c.mu.Unlock()
@@ -59,11 +59,11 @@ func (c *Conn) OnStop(end func()) {
 	}
 }
 
-// Stopped returns why the connection was ended from outside, and by which policy, or nil.
-func (c *Conn) Stopped() (mesh.PolicyKey, error) {
+// Stopped returns why the connection was ended from outside, and by which decision, or nil.
+func (c *Conn) Stopped() (policy.Decision, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.policy, c.cause
+	return c.ruling, c.cause
 }
 
 // Registry holds live connections. The zero value is empty.
@@ -90,7 +90,7 @@ func (r *Registry) Add(c *Conn) (remove func()) {
 // EndAll ends every connection because of cause.
 func (r *Registry) EndAll(cause error) {
 	for _, c := range r.all() {
-		c.Stop(cause, mesh.PolicyKey{})
+		c.Stop(cause, policy.Decision{})
 	}
 }
 

@@ -40,13 +40,13 @@ func TestStop(t *testing.T) {
 	if vs := r.Views(); len(vs) != 2 || vs[0].Src != "a" {
 		t.Errorf("Views() = %v, want both, sorted", vs)
 	}
-	why := mesh.PolicyKey{Namespace: "ns", Name: "no"}
+	why := policy.Decision{Policy: mesh.PolicyKey{Namespace: "ns", Name: "no"}, Rule: 2}
 	c.Stop(ErrPolicyChange, why)
 	ended := 0
 	c.OnStop(func() { ended++ })
 	r.EndAll(ErrDrain)
-	if k, cause := c.Stopped(); !errors.Is(cause, ErrPolicyChange) || k != why || ended != 2 {
-		t.Errorf("Stopped() = %v, %v, and it was ended %d times; want the first cause, and both times", k, cause, ended)
+	if d, cause := c.Stopped(); !errors.Is(cause, ErrPolicyChange) || d.Policy != why.Policy || d.Rule != 2 || ended != 2 {
+		t.Errorf("Stopped() = %v, %v, and it was ended %d times; want the first cause, and both times", d, cause, ended)
 	}
 	remove()
 	if vs := r.Views(); len(vs) != 1 {

@@ -31,12 +31,12 @@ func (r *Report) Transfer(c *Conn, pipe *relay.Pipe) {
 	r.open.Transfer(r.rec, pipe.Counts)
 	c.OnStop(pipe.Abort)
 	err := pipe.Run()
-	k, cause := c.Stopped()
+	d, cause := c.Stopped()
 	if cause != nil {
 		err = cause
 	}
-	if k != (mesh.PolicyKey{}) {
-		r.rec.Policy = k
+	if d.Policy != (mesh.PolicyKey{}) {
+		r.rec.Policy, r.rec.Rule = d.Policy, d.Rule
 	}
 	why := ReasonOf(err)
 	sent, received := pipe.Counts()
