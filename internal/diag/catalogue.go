@@ -213,7 +213,7 @@ var catalogue = [...]Entry{
 		"each proof buys one token; this one was seen already.",
 		"nothing, if it was a network retry: ztunnel signs a fresh request; otherwise find out who copied it."},
 	{ProofRefused, "AWS STS did not confirm the signature",
-		"the signature does not belong to this request: other audience, other nonce, other region, expired or foreign credentials.",
+		"the signature does not belong to this request: other audience, other key, other region, expired or foreign credentials.",
 		"check that ISTHMUS_AUDIENCE of the task and the broker's audience (the trust domain) are equal, and AWS_REGION."},
 	{STSUnreachable, "the broker cannot reach AWS STS",
 		"network, DNS or STS itself is down.",
