@@ -213,7 +213,8 @@ func TestSameRoleTwoClusters(t *testing.T) {
 
 func TestMalformedRequests(t *testing.T) {
 	w := newWorld(t, nil)
-	good, err := json.Marshal(w.sign(w.sts.session(sessionARN(task1))))
+	proof := w.sign(w.sts.session(sessionARN(task1)))
+	good, err := json.Marshal(proof)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -241,8 +242,16 @@ func TestMalformedRequests(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
+			w.outcomes = nil
+			w.log.Reset()
 			rec := httptest.NewRecorder()
 			w.broker.ServeHTTP(rec, httptest.NewRequest(tt.method, tt.path, strings.NewReader(tt.body)))
+			if diff := cmp.Diff([]diag.Code{tt.code}, w.outcomes); diff != "" {
+				t.Errorf("outcomes (-want +got):\n%s", diff)
+			}
+			if text := w.log.String() + rec.Body.String(); !strings.Contains(text, "code="+string(tt.code)) || strings.Contains(text, proof.SessionToken) || strings.Contains(text, proof.Signature) {
+				t.Errorf("the refusal is not logged, or with a secret:\n%s", text)
+			}
 			if refused := w.refusal(rec); rec.Code != tt.status || diag.Code(refused.Code) != tt.code {
 				t.Errorf("refused with %d %s, want %d %s", rec.Code, refused.Code, tt.status, tt.code)
 			}
