@@ -74,6 +74,7 @@ func TestNilMetrics(t *testing.T) {
 	o.Closed(testConn(), OK)
 	m.Flush()
 	m.LimitReached("x")
+	m.EndpointWait(true)
 	m.DNSRequest("A", "udp", "", "")
 	m.ProxyStarted()
 	var a *AccessLog
