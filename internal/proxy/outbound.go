@@ -68,6 +68,7 @@ func (p *Proxy) outbound(ctx context.Context, r request) {
 	if !peer.IsZero() {
 		rec.Destination.Identity = peer
 	}
+	cancel() // a context costs about 1 KiB, for hours
 	pipe := &relay.Pipe{Down: r.app, Up: up, Early: r.early}
 	p.transfer(rec, open, e, pipe)
 }
