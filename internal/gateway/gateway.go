@@ -338,7 +338,7 @@ func (g *Gateway) serveTunnel(ctx context.Context, s *hbone.ServerStream) {
 		g.cfg.Log.Warn("policy of the gateway is not known and cannot be enforced", logattr.Policy(k))
 	}
 	if d := policy.Evaluate(ps, policy.Connection{Source: s.Peer(), SourceAddr: rec.SrcAddr, DestinationAddr: rec.DstAddr}); !d.Allowed {
-		rec.Policy = d.Policy
+		rec.Policy, rec.Rule = d.Policy, d.Rule
 		fail(http.StatusUnauthorized, telemetry.Denied, fmt.Errorf("connection closed due to policy rejection: %s", d.Reason))
 		return
 	}

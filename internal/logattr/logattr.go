@@ -92,6 +92,14 @@ func Policy(k mesh.PolicyKey) slog.Attr {
 	return slog.String("policy", k.String())
 }
 
+// Rule is the index of the policy's rule that matched, from 0.
+func Rule(k mesh.PolicyKey, rule int) slog.Attr {
+	if k == (mesh.PolicyKey{}) || rule < 0 {
+		return slog.Attr{}
+	}
+	return slog.Int("rule", rule)
+}
+
 // Reason is the response flag of a connection that did not succeed.
 func Reason(s string) slog.Attr {
 	if s == "" || s == "-" {

@@ -76,7 +76,7 @@ func (p *Proxy) watchPolicies(ctx context.Context) {
 			switch {
 			case d.Allowed:
 			case len(missing) == 0 || final(d) || overdue:
-				e.stop(ErrPolicyChange, d.Policy)
+				e.stop(ErrPolicyChange, d)
 			default:
 				waiting = true
 			}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/netip"
@@ -87,7 +88,7 @@ func (p *Proxy) serveTunnel(ctx context.Context, s *hbone.ServerStream) {
 }
 
 func (p *Proxy) responseHeaders(local *mesh.Workload) []hbone.Header {
-	if p.cfg.NoResponseBaggage {
+	if p.cfg.NoBaggage {
 		return nil
 	}
 	return []hbone.Header{{Name: headerBaggage, Value: Baggage(local)}}
@@ -117,16 +118,16 @@ func (p *Proxy) inbound(ctx context.Context, rec *telemetry.Conn, e *entry, snap
 		open.Closed(rec, why)
 	}
 	d, missing := p.decide(setup, e, snap)
-	p.reportDecision(rec, d, missing)
-	rec.Policy = d.Policy
+	p.reportDecision(rec, e, d, missing)
+	rec.Policy, rec.Rule = d.Policy, d.Rule
 	if !d.Allowed {
 		fail(http.StatusUnauthorized, &deniedError{d.Reason})
 		return
 	}
 	app, err := peer.dial(setup)
 	if err != nil {
-		if k, cause := e.stopped(); cause != nil {
-			rec.Policy, err = k, cause
+		if ruling, cause := e.stopped(); cause != nil {
+			rec.Policy, rec.Rule, err = ruling.Policy, ruling.Rule, cause
 		} else {
 			err = fmt.Errorf("connection failed: %w", err)
 		}
@@ -143,7 +144,16 @@ func (p *Proxy) inbound(ctx context.Context, rec *telemetry.Conn, e *entry, snap
 	p.transfer(rec, open, e, &relay.Pipe{Down: down, Up: app})
 }
 
-func (p *Proxy) reportDecision(rec *telemetry.Conn, d policy.Decision, missing []mesh.PolicyKey) {
+// reportDecision logs a verdict. ztunnel's level for it is debug, unless a setting makes it info.
+func (p *Proxy) reportDecision(rec *telemetry.Conn, e *entry, d policy.Decision, missing []mesh.PolicyKey) {
+	level := slog.LevelDebug
+	if p.cfg.LogDecisions {
+		level = slog.LevelInfo
+	}
+	if ctx := context.Background(); p.cfg.Log.Enabled(ctx, level) {
+		p.cfg.Log.LogAttrs(ctx, level, "policies evaluated", logattr.Outcome(allowedWord(d.Allowed)), logattr.Policy(d.Policy), logattr.Rule(d.Policy, d.Rule),
+			logattr.SrcAddr(e.ask.SourceAddr), logattr.SrcIdentity(e.ask.Source), logattr.DstAddr(e.ask.DestinationAddr))
+	}
 	for _, k := range missing {
 		p.cfg.Log.Warn("policy of the workload is not known and cannot be enforced", logattr.Policy(k), logattr.Outcome(allowedWord(d.Allowed)))
 	}
@@ -169,11 +179,11 @@ func (p *Proxy) describeInbound(snap *state.Snapshot, rec *telemetry.Conn, s *hb
 			rec.Source = telemetry.PartyOf(w)
 		}
 	}
-	if !rec.Source.Known() {
+	if !rec.Source.Known() && !p.cfg.NoBaggage {
 		rec.Source = ParseBaggage(headerValues(s.Header(), headerBaggage)...)
-		if rec.Source.Namespace == "" {
-			rec.Source.Namespace = s.Peer().Namespace
-		}
+	}
+	if rec.Source.Namespace == "" {
+		rec.Source.Namespace = s.Peer().Namespace
 	}
 	rec.Source.Identity = s.Peer()
 	setService(rec, snap, local, in.Service, ForwardedHost(s.Get(headerForwarded)))

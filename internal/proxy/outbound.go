@@ -78,12 +78,12 @@ func (p *Proxy) transfer(rec *telemetry.Conn, open *telemetry.Open, e *entry, pi
 	open.Transfer(rec, pipe.Counts)
 	e.onStop(pipe.Abort)
 	err := pipe.Run()
-	k, cause := e.stopped()
+	d, cause := e.stopped()
 	if cause != nil {
 		err = cause
 	}
-	if k != (mesh.PolicyKey{}) {
-		rec.Policy = k
+	if d.Policy != (mesh.PolicyKey{}) {
+		rec.Policy, rec.Rule = d.Policy, d.Rule
 	}
 	why := reasonOf(err)
 	sent, received := pipe.Counts()
@@ -179,7 +179,7 @@ func (p *Proxy) connect(ctx context.Context, rec *telemetry.Conn, r request, loc
 	if err != nil {
 		return nil, resp.Peer, err
 	}
-	if far := ParseBaggage(headerValues(resp.Header, headerBaggage)...); far.Known() {
+	if far := ParseBaggage(headerValues(resp.Header, headerBaggage)...); far.Known() && !p.cfg.NoBaggage {
 		rec.Destination = far
 	}
 	return inner, resp.Peer, nil

@@ -76,10 +76,11 @@ type Config struct {
 	// OriginalDst tells where a captured connection was going; nil means its local address.
 	OriginalDst func(c *net.TCPConn) (netip.AddrPort, error)
 
-	LoopbackFallback  bool // an application that refuses on the own address is tried on the loopback
-	SpoofSource       bool // show the application its client's address
-	NoResponseBaggage bool // do not describe this workload to its peers
-	NoLoopbackTunnel  bool // application tunnels are reached at the own address, not on the loopback
+	LoopbackFallback bool // an application that refuses on the own address is tried on the loopback
+	SpoofSource      bool // show the application its client's address
+	NoBaggage        bool // do not describe this workload in answers to its peers, nor believe what peers say of theirs
+	NoLoopbackTunnel bool // application tunnels are reached at the own address, not on the loopback
+	LogDecisions     bool // log each verdict of the policies at info instead of debug
 
 	Tunnel TunnelConfig
 	// PolicyWait is how long an inbound connection waits for policies that its workload names and that have not

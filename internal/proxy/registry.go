@@ -28,9 +28,9 @@ type entry struct {
 	dst *mesh.Workload
 
 	mu     sync.Mutex
-	end    func() // guarded by mu; ends the connection abruptly; nil until there is something to end
-	cause  error  // guarded by mu; why it was ended from outside
-	policy mesh.PolicyKey
+	end    func()          // guarded by mu; ends the connection abruptly; nil until there is something to end
+	cause  error           // guarded by mu; why it was ended from outside
+	ruling policy.Decision // guarded by mu; the one that ended it, if one did
 }
 
 // registry holds the live connections of a proxy.
@@ -67,15 +67,15 @@ func (r *registry) all() []*entry {
 // endAll ends every connection because of cause.
 func (r *registry) endAll(cause error) {
 	for _, e := range r.all() {
-		e.stop(cause, mesh.PolicyKey{})
+		e.stop(cause, policy.Decision{})
 	}
 }
 
 // stop ends the connection because of cause; the first cause counts.
-func (e *entry) stop(cause error, k mesh.PolicyKey) {
+func (e *entry) stop(cause error, d policy.Decision) {
 	e.mu.Lock()
 	if e.cause == nil {
-		e.cause, e.policy = cause, k
+		e.cause, e.ruling = cause, d
 	}
 	end := e.end
 	e.mu.Unlock()
@@ -95,11 +95,11 @@ func (e *entry) onStop(end func()) {
 	}
 }
 
-// stopped returns why the connection was ended from outside, and by which policy, or nil.
-func (e *entry) stopped() (mesh.PolicyKey, error) {
+// stopped returns why the connection was ended from outside, and by which decision, or nil.
+func (e *entry) stopped() (policy.Decision, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return e.policy, e.cause
+	return e.ruling, e.cause
 }
 
 // Connections returns the live connections, sorted.

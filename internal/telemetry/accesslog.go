@@ -44,7 +44,7 @@ func (a *AccessLog) Closed(c *Conn, sent, received uint64, why Reason, err error
 		sent, received = received, sent
 	}
 	as := append(attrs(c), logattr.BytesSent(sent), logattr.BytesReceived(received), logattr.Milliseconds(a.now().Sub(c.Start)))
-	as = append(as, logattr.Err(err), logattr.Policy(c.Policy), logattr.Reason(why.String()))
+	as = append(as, logattr.Err(err), logattr.Policy(c.Policy), logattr.Rule(c.Policy, c.Rule), logattr.Reason(why.String()))
 	a.log.LogAttrs(context.Background(), level, "connection complete", as...)
 }
 

@@ -120,4 +120,5 @@ type Conn struct {
 	HBONEAddr string // the authority inside the tunnel
 	Start     time.Time
 	Policy    mesh.PolicyKey // the policy that decided, when one did
+	Rule      int            // the index of its rule that matched; negative when none did
 }

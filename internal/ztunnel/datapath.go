@@ -52,6 +52,7 @@ func (e *environment) dataPath(c *Config) {
 	}
 	c.SpoofSource = e.boolean("ENABLE_ORIG_SRC", captured)
 	c.ResponseBaggage = e.boolean("ENABLE_RESPONSE_BAGGAGE", true)
+	c.LogDecisions = e.boolean("AUTHZ_POLICY_INFO_LOGGING", false)
 	c.InpodSocket = e.or("INPOD_UDS", defaultInpodSocket)
 	c.PortReuse = e.boolean("INPOD_PORT_REUSE", true)
 	c.MaxConnections = e.integer("ISTHMUS_MAX_CONNECTIONS", 0, 1, 1<<24)

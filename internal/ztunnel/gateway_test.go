@@ -92,7 +92,7 @@ func TestGatewayPolicies(t *testing.T) {
 		return code == 56 && strings.Contains(errOut, "Recv failure: Connection reset by peer")
 	})
 	n.gateway.logs(t, "error\taccess\tconnection complete", `src.identity="spiffe://cluster.local/ns/default/sa/shell"`,
-		`error="connection closed due to policy rejection: explicitly denied by: istio-system/no-shell"`, `policy="istio-system/no-shell" reason=DENY`)
+		`error="connection closed due to policy rejection: explicitly denied by: istio-system/no-shell"`, `policy="istio-system/no-shell" rule=0 reason=DENY`)
 	n.shell.logs(t, `error="http status: 401 Unauthorized"`)
 	if strings.Contains(n.echo.out.String(), "access") {
 		t.Error("the destination was reached although the gateway denied")
