@@ -27,6 +27,7 @@ const (
 	ServiceAccountAbsent Code = "IST1106"
 	ServiceWithoutPorts  Code = "IST1107"
 	NetworkModePlain     Code = "IST1108"
+	ExternalTask         Code = "IST1109"
 	DeletionHeld         Code = "IST1201"
 	WriteRefused         Code = "IST1202"
 	MeshCRDMissing       Code = "IST1203"
@@ -174,6 +175,9 @@ var catalogue = [...]Entry{
 	{NetworkModePlain, "tasks in bridge or host network mode are served without mTLS",
 		"such tasks have no address of their own, so no proxy can stand in front of them.",
 		"use networkMode awsvpc in the task definition."},
+	{ExternalTask, "tasks of launch type EXTERNAL are not in the mesh",
+		"they run on hosts of one's own (ECS Anywhere), in bridge or host network mode, and AWS tells no address of these hosts.",
+		"run them on Fargate or EC2; or write a WorkloadEntry with the address of the host by hand, without the controller's labels."},
 	{DeletionHeld, "a change that would remove many workloads is held back",
 		"the new picture of the account lacks more workloads than deletionLimitPercent allows at once, which is more often a fault than an intention.",
 		"if it is intended, set the annotation isthmus.dev/allow-deletions=ACCOUNT on the ConfigMap isthmus-controller in istio-system, or raise deletionLimitPercent."},
