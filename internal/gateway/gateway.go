@@ -295,6 +295,7 @@ func (g *Gateway) serveTunnel(ctx context.Context, s *hbone.ServerStream) {
 		fail(http.StatusServiceUnavailable, err)
 		return
 	}
+	cancel() // a context costs about 1 KiB, for hours
 	report.Transfer(c, &relay.Pipe{Down: down, Up: up})
 }
 

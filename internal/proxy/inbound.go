@@ -52,6 +52,7 @@ func (p *Proxy) serveTunnel(ctx context.Context, s *hbone.ServerStream) {
 		return
 	}
 	local, err := p.Local(setup)
+	cancel() // a context costs about 1 KiB, for hours
 	if err != nil {
 		refuse(http.StatusServiceUnavailable, err)
 		return
@@ -131,6 +132,7 @@ func (p *Proxy) inbound(ctx context.Context, rec *telemetry.Conn, c *live.Conn, 
 		fail(http.StatusServiceUnavailable, err)
 		return
 	}
+	cancel()
 	report.Transfer(c, &relay.Pipe{Down: down, Up: app})
 }
 

@@ -72,6 +72,7 @@ func (p *Proxy) outbound(ctx context.Context, r request) {
 	if !peer.IsZero() {
 		rec.Destination.Identity = peer
 	}
+	cancel() // a context costs about 1 KiB, for hours
 	report.Transfer(c, &relay.Pipe{Down: r.app, Up: up, Early: r.early})
 }
 

@@ -4,6 +4,7 @@ import (
 	"runtime"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
@@ -44,6 +45,7 @@ type Metrics struct {
 	untracked   *prometheus.CounterVec
 	proxies     proxyMetrics
 	connections *prometheus.GaugeVec
+	expiry      atomic.Pointer[func() time.Time]
 
 	maxSeries int64
 	nSeries   atomic.Int64
@@ -93,7 +95,7 @@ func NewMetrics(reg prometheus.Registerer, tag string) (*Metrics, error) {
 		Help: "The total number of connections that found every known endpoint gone and waited for another, by whether one came."}, []string{"outcome"})
 	m.lookups = newOnDemandDNS()
 	m.revoked, m.untracked = newCRLMetrics()
-	all = append(all, m.evicted, m.waits, m.lookups.total, m.revoked, m.untracked)
+	all = append(all, m.newExpiry(), m.evicted, m.waits, m.lookups.total, m.revoked, m.untracked)
 	all = append(all, m.dns.collectors()...)
 	all = append(all, m.xds.collectors()...)
 	all = append(all, m.proxies.collectors()...)
