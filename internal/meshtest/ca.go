@@ -112,6 +112,9 @@ func (ca *CA) AddRoot(root *x509.Certificate) {
 	ca.locked(func() { ca.moreRoots = append(ca.moreRoots, root) })
 }
 
+// DropRoots makes the CA hand out its own root only, as after a rotation.
+func (ca *CA) DropRoots() { ca.locked(func() { ca.moreRoots = nil }) }
+
 // Requests returns the requests so far.
 func (ca *CA) Requests() []SignRequest {
 	ca.mu.Lock()
