@@ -24,14 +24,14 @@ func (e *entry) authorise(s *state.Snapshot) (policy.Decision, []mesh.PolicyKey)
 // unknown refuses the connection, unless Config.AllowMissingPolicies; see docs/decisions/0003.
 func (p *Proxy) decide(ctx context.Context, e *entry, snap *state.Snapshot) (policy.Decision, []mesh.PolicyKey) {
 	d, missing := e.authorise(snap)
-	if len(missing) == 0 || final(d) {
+	if len(missing) == 0 || d.Final() {
 		return d, nil
 	}
 	t := time.NewTimer(p.cfg.PolicyWait)
 	defer t.Stop()
-	for len(missing) > 0 && !final(d) {
+	for len(missing) > 0 && !d.Final() {
 		changed := p.cfg.Store.PoliciesChanged()
-		if d, missing = e.authorise(p.cfg.Store.Snapshot()); len(missing) == 0 || final(d) {
+		if d, missing = e.authorise(p.cfg.Store.Snapshot()); len(missing) == 0 || d.Final() {
 			return d, nil
 		}
 		select {
@@ -42,14 +42,11 @@ func (p *Proxy) decide(ctx context.Context, e *entry, snap *state.Snapshot) (pol
 		}
 		break
 	}
-	if d.Allowed && !p.cfg.AllowMissingPolicies {
-		d = policy.Decision{Rule: policy.NoRule, Policy: missing[0], DryRun: d.DryRun, Reason: "policy of the workload is not known: " + missing[0].String()}
+	if !p.cfg.AllowMissingPolicies {
+		d = d.Without(missing)
 	}
 	return d, missing
 }
-
-// final reports a verdict that further policies cannot change: a policy has denied.
-func final(d policy.Decision) bool { return !d.Allowed && d.Policy != (mesh.PolicyKey{}) }
 
 func allowedWord(allowed bool) string {
 	if allowed {
@@ -75,7 +72,7 @@ func (p *Proxy) watchPolicies(ctx context.Context) {
 			d, missing := e.authorise(snap)
 			switch {
 			case d.Allowed:
-			case len(missing) == 0 || final(d) || overdue:
+			case len(missing) == 0 || d.Final() || overdue:
 				e.stop(ErrPolicyChange, d)
 			default:
 				waiting = true
