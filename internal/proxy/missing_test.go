@@ -138,7 +138,7 @@ func TestFinal(t *testing.T) {
 		"explicitly denied": {[]*mesh.Policy{selected("x", mesh.Deny, mesh.Rule{})}, true},
 		"allowed":           {[]*mesh.Policy{selected("x", mesh.Allow, mesh.Rule{})}, false},
 	} {
-		if got := final(policy.Evaluate(c.ps, policy.Connection{})); got != c.want {
+		if got := policy.Evaluate(c.ps, policy.Connection{}).Final(); got != c.want {
 			t.Errorf("%s: final = %v, want %v", name, got, c.want)
 		}
 	}

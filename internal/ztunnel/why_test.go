@@ -7,10 +7,14 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/isthmus-mesh/isthmus/internal/mesh"
 	"github.com/isthmus-mesh/isthmus/internal/meshtest"
 	"github.com/isthmus-mesh/isthmus/internal/proxy/proxytest"
 	"github.com/isthmus-mesh/isthmus/internal/proxy/why"
+	"github.com/isthmus-mesh/isthmus/internal/state"
+	"github.com/isthmus-mesh/isthmus/internal/xds/local"
 )
 
 func (r *running) why(t *testing.T, source, destination string) (int, *why.Answer, string) {
@@ -94,6 +98,27 @@ func TestWhy(t *testing.T) {
 				})
 			}
 		})
+	}
+	// A dump, judged elsewhere by the same code, says the same.
+	istiod.Set(ns("callers", mesh.Allow, caller("other"), caller("default")), ns("trial", mesh.Deny, caller("default")))
+	var said *why.Answer
+	meshtest.Eventually(t, "both policies", func() bool {
+		_, said, _ = shell.why(t, "default/shell", echoHost+":80")
+		return len(said.Workloads[0].Policies) == 2
+	})
+	_, text, err := shell.get(mesh.AdminPort, "/config_dump")
+	if err != nil {
+		t.Fatal(err)
+	}
+	u, err := local.ParseDump(strings.NewReader(text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	store := state.NewStore()
+	store.Apply(u)
+	judged, err := why.Explain(store.Snapshot(), why.Query{Network: "eks", Source: "default/shell", Destination: echoHost + ":80"})
+	if diff := cmp.Diff(said, judged); diff != "" || err != nil {
+		t.Errorf("/why and the dump differ (-/why +dump):\n%s%v", diff, err)
 	}
 	for query, want := range map[string]int{"": 400, "source=10.1.0.1": 400, "source=10.1.0.1&destination=10.1.0.2:80&x=y": 400, "source=10.1.0.1&source=10.1.0.1&destination=10.1.0.2:80": 400,
 		"source=10.1.0.1&destination=192.0.2.1:80": 404, "source=10.1.0.1&destination=10.1.0.2:80": 200} {

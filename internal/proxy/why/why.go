@@ -301,7 +301,7 @@ func looksAtSource(p *mesh.Policy) bool {
 
 func reasonAllowed(d policy.Decision, ps []*mesh.Policy) string {
 	if d.Policy != (mesh.PolicyKey{}) {
-		return "allowed by: " + d.Policy.String()
+		return d.Policy.String() + " allows it"
 	}
 	for _, p := range ps {
 		if !p.DryRun {
