@@ -53,6 +53,7 @@ func (p *Proxy) serveTunnel(ctx context.Context, s *hbone.ServerStream) {
 		return
 	}
 	local, err := p.Local(setup)
+	cancel() // a context costs about 1 KiB, for hours
 	if err != nil {
 		refuse(http.StatusServiceUnavailable, err)
 		return
@@ -139,6 +140,7 @@ func (p *Proxy) inbound(ctx context.Context, rec *telemetry.Conn, e *entry, snap
 		fail(http.StatusServiceUnavailable, err)
 		return
 	}
+	cancel()
 	p.transfer(rec, open, e, &relay.Pipe{Down: down, Up: app})
 }
 

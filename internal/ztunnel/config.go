@@ -69,6 +69,7 @@ type Config struct {
 	// PolicyWait: true allows it.
 	AllowMissingPolicies bool
 	PolicyWait           time.Duration
+	EndpointWait         time.Duration // for another endpoint when all have failed; less than 0 is not at all
 	MetricIdle           time.Duration // how long a metric's label set is kept unused
 	DNSCache             int           // answers kept
 	Threads              int           // GOMAXPROCS; 0 leaves it to Go, which honours the container's limit

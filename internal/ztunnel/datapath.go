@@ -65,6 +65,9 @@ func (e *environment) dataPath(c *Config) {
 		e.fail("ISTHMUS_MISSING_POLICY", "%q is neither deny nor allow", v)
 	}
 	c.PolicyWait = max(e.duration("ISTHMUS_POLICY_WAIT", defaultPolicyWait), time.Millisecond)
+	if c.EndpointWait = e.duration("ISTHMUS_ENDPOINT_WAIT", defaultEndpointWait); c.EndpointWait <= 0 {
+		c.EndpointWait = -1
+	}
 	c.MetricIdle = max(e.duration("ISTHMUS_METRIC_IDLE", telemetry.DefaultMetricIdle), time.Second)
 	c.DNSCache = e.integer("ISTHMUS_DNS_CACHE", 0, 1, 1<<20)
 	if v := e.meta("DNS_PROXY_ADDR", ""); v != "" {
@@ -137,6 +140,7 @@ const (
 	defaultKeepAliveProbes = 9
 	maxKeepAlive           = 32767 * time.Second
 	defaultPolicyWait      = 2 * time.Second
+	defaultEndpointWait    = 3 * time.Second
 )
 
 // local reads a static mesh. It is read once: what changes comes from istiod.

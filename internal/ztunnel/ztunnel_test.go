@@ -13,9 +13,11 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/isthmus-mesh/isthmus/internal/admin"
 	"github.com/isthmus-mesh/isthmus/internal/mesh"
@@ -167,6 +169,22 @@ func TestDedicated(t *testing.T) {
 	if err != nil || code != 200 || !strings.Contains(text, `response_flags="DENY"`) || !strings.Contains(text, "istio_build{") {
 		t.Errorf("metrics = %d, %v", code, err)
 	}
+	seconds, ok := gauge(t, text, "isthmus_certificate_expiration_timestamp_seconds")
+	if left := time.Until(time.Unix(int64(seconds), 0)); !ok || left <= 0 || left > 25*time.Hour {
+		t.Errorf("the certificate ends at %v, %t", seconds, ok)
+	}
+}
+
+// gauge finds the value of a metric without labels.
+func gauge(t *testing.T, text, name string) (float64, bool) {
+	t.Helper()
+	for line := range strings.Lines(text) {
+		if value, ok := strings.CutPrefix(line, name+" "); ok {
+			v, err := strconv.ParseFloat(strings.TrimSpace(value), 64)
+			return v, err == nil
+		}
+	}
+	return 0, false
 }
 
 func checkDump(t *testing.T, r *running) {
