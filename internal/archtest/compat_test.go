@@ -64,16 +64,39 @@ func TestCompatibilityTable(t *testing.T) {
 	}
 }
 
-// testExists looks for "package.TestName" below internal/.
+// TestArchitectureNamesTests: a test that a page of the architecture names exists.
+func TestArchitectureNamesTests(t *testing.T) {
+	pages, err := filepath.Glob("../../docs/architecture/*.md")
+	if err != nil || len(pages) == 0 {
+		t.Fatal(pages, err)
+	}
+	for _, page := range pages {
+		text, err := os.ReadFile(page)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range regexp.MustCompile("`([a-z0-9]+\\.Test[A-Za-z0-9]+)`").FindAllStringSubmatch(string(text), -1) {
+			if !testExists(t, m[1]) {
+				t.Errorf("%s: there is no test %s", filepath.Base(page), m[1])
+			}
+		}
+	}
+}
+
+// testExists looks for "package.TestName" below internal/ and lab/.
 func testExists(t *testing.T, name string) bool {
 	t.Helper()
 	pkg, fn, ok := strings.Cut(name, ".Test")
 	if !ok {
 		return false
 	}
-	files, err := filepath.Glob(filepath.Join("..", pkg, "*_test.go"))
-	if err != nil {
-		t.Fatal(err)
+	var files []string
+	for _, dir := range []string{"..", "../identity", "../../lab"} {
+		some, err := filepath.Glob(filepath.Join(dir, pkg, "*_test.go"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		files = append(files, some...)
 	}
 	for _, f := range files {
 		text, err := os.ReadFile(f)

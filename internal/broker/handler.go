@@ -1,7 +1,6 @@
 package broker
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"encoding/json"
@@ -41,13 +40,13 @@ func (b *Broker) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if host, _, err := net.SplitHostPort(source); err == nil {
 		source = host
 	}
-	answer, refused := b.answer(w, r, source)
+	answer, body, refused := b.answer(w, r, source)
 	outcome := Outcome{Took: b.cfg.Now().Sub(start)}
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Cache-Control", "no-store")
 	if refused == nil {
 		b.log.Info("token issued", slog.String("source", source), slog.Any("token", answer))
-		_ = json.NewEncoder(w).Encode(answer)
+		_, _ = w.Write(body)
 	} else {
 		outcome.Code = refused.Code
 		if b.logRate.AllowN(b.cfg.Now(), 1) {
@@ -65,19 +64,20 @@ func (b *Broker) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-func (b *Broker) answer(w http.ResponseWriter, r *http.Request, source string) (iamproof.TokenResponse, *refusal) {
+// answer returns what is issued, and the same sealed to the one who asked.
+func (b *Broker) answer(w http.ResponseWriter, r *http.Request, source string) (answer iamproof.TokenResponse, body []byte, f *refusal) {
 	none := iamproof.TokenResponse{}
 	if r.URL.Path != iamproof.TokenPath {
-		return none, refuse(http.StatusNotFound, diag.MethodNotAllowed, "path %.64q", r.URL.Path)
+		return none, nil, refuse(http.StatusNotFound, diag.MethodNotAllowed, "path %.64q", r.URL.Path)
 	}
 	if r.Method != http.MethodPost {
 		w.Header().Set("Allow", http.MethodPost)
-		return none, refuse(http.StatusMethodNotAllowed, diag.MethodNotAllowed, "method %.16q", r.Method)
+		return none, nil, refuse(http.StatusMethodNotAllowed, diag.MethodNotAllowed, "method %.16q", r.Method)
 	}
 	if wait, ok := b.sources.allow(source, b.cfg.Now()); !ok {
 		f := refuse(http.StatusTooManyRequests, diag.SourceRateLimited, "more than %g requests per second from %s", b.cfg.Limits.SourceRate, source)
 		f.retry = wait
-		return none, f
+		return none, nil, f
 	}
 	select {
 	case b.slots <- struct{}{}:
@@ -85,13 +85,21 @@ func (b *Broker) answer(w http.ResponseWriter, r *http.Request, source string) (
 	default:
 		f := refuse(http.StatusServiceUnavailable, diag.BrokerBusy, "%d requests are in flight", b.cfg.Limits.InFlight)
 		f.retry = time.Second
-		return none, f
+		return none, nil, f
 	}
 	proof, refused := b.read(w, r)
 	if refused != nil {
-		return none, refused
+		return none, nil, refused
 	}
-	return b.issue(r.Context(), proof)
+	token, refused := b.issue(r.Context(), proof)
+	if refused != nil {
+		return none, nil, refused
+	}
+	sealed, err := iamproof.Seal(proof.Key, token)
+	if err != nil {
+		return none, nil, refuse(http.StatusServiceUnavailable, diag.TokenNotIssued, "%v", err)
+	}
+	return token, sealed, nil
 }
 
 // read decodes a request and checks all that can be checked without asking anybody.
@@ -105,15 +113,9 @@ func (b *Broker) read(w http.ResponseWriter, r *http.Request) (iamproof.Proof, *
 	case err != nil:
 		return none, refuse(http.StatusBadRequest, diag.RequestMalformed, "the body ended early")
 	}
-	dec := json.NewDecoder(bytes.NewReader(body))
-	dec.DisallowUnknownFields()
-	var proof iamproof.Proof
-	// The decoder's own message may repeat parts of the body, which holds secrets.
-	if err := dec.Decode(&proof); err != nil {
-		return none, refuse(http.StatusBadRequest, diag.RequestMalformed, "the body is not the JSON object of the protocol")
-	}
-	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
-		return none, refuse(http.StatusBadRequest, diag.RequestMalformed, "something follows the JSON object")
+	proof, err := iamproof.ParseProof(body)
+	if err != nil {
+		return none, refuse(http.StatusBadRequest, diag.RequestMalformed, "%v", err)
 	}
 	switch err := proof.Validate(b.cfg.Now()); {
 	case err == nil:

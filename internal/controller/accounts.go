@@ -131,7 +131,7 @@ func (a *accounts) reflect(acct settings.Account, region string) (*ecs.Reflector
 	id, interval := acct.AccountID(), time.Duration(a.cfg.Settings.SweepInterval)
 	return ecs.New(ecs.Config{
 		Account: id, Region: region, Partition: acct.Partition(), Source: source, Hosts: hosts, OptInTags: tags,
-		Interval: interval, FullInterval: fullInterval(interval),
+		Interval: interval, FullInterval: fullInterval(interval), LookupMaxAge: a.cfg.Options.LookupMaxAge,
 		Log: a.cfg.Log.With(slog.String("scope", "discovery"), slog.String("account", id), slog.String("region", region)),
 		Now: a.cfg.Now, Observe: a.observe,
 	})

@@ -21,7 +21,6 @@ const (
 	AccountUnreachable   Code = "IST1005"
 	NoClusterOptedIn     Code = "IST1006"
 	NamespaceMissing     Code = "IST1101"
-	NamespaceNotAmbient  Code = "IST1102"
 	HostConflict         Code = "IST1103"
 	AddressConflict      Code = "IST1104"
 	TagInvalid           Code = "IST1105"
@@ -59,7 +58,6 @@ const (
 	RoleRateLimited         Code = "IST2302"
 	BrokerBusy              Code = "IST2303"
 	TokenNotIssued          Code = "IST2304"
-	BrokerNotReady          Code = "IST2305"
 	GatewayListenerRefused  Code = "IST2401"
 	GatewayAddressPending   Code = "IST2402"
 	GatewayNamespaceRefused Code = "IST2403"
@@ -91,7 +89,6 @@ const (
 	CaptureRefused       Code = "IST3117"
 	ResourcesRefused     Code = "IST3118"
 	RolloutUnmanaged     Code = "IST3119"
-	UsageInvalid         Code = "IST3201"
 	CloudUnreachable     Code = "IST3202"
 	LabProgramAbsent     Code = "IST3203"
 	GatewayNotReady      Code = "IST3204"
@@ -108,7 +105,6 @@ const (
 	LabNamespacesRefused Code = "IST4003"
 	LabProgramMissing    Code = "IST4004"
 	LabComponentFailed   Code = "IST4005"
-	LabImageUnknown      Code = "IST4006"
 	LabPlatform          Code = "IST4007"
 	LabTimeout           Code = "IST4008"
 	LabExpectation       Code = "IST4009"
@@ -160,9 +156,6 @@ var catalogue = [...]Entry{
 	{NamespaceMissing, "a cluster's namespace does not exist in Kubernetes",
 		"services and tasks of an ECS cluster live in the namespace of the cluster's name, or of the tag ecs.solo.io/namespace.",
 		"isthmus ecs namespaces, or: kubectl create namespace NAME && kubectl label namespace NAME istio.io/dataplane-mode=ambient"},
-	{NamespaceNotAmbient, "a cluster's namespace is not labelled for ambient mode",
-		"the namespace lacks istio.io/dataplane-mode=ambient; ECS tasks work without it, pods of that namespace do not join the mesh.",
-		"kubectl label namespace NAME istio.io/dataplane-mode=ambient"},
 	{HostConflict, "two services claim the same host name",
 		"the tag ecs.solo.io/hostname, or equal names, gave one host to services that differ in namespace or ports.",
 		"give one of them another host name with the tag ecs.solo.io/hostname; the older service keeps the name."},
@@ -213,7 +206,7 @@ var catalogue = [...]Entry{
 		"each proof buys one token; this one was seen already.",
 		"nothing, if it was a network retry: ztunnel signs a fresh request; otherwise find out who copied it."},
 	{ProofRefused, "AWS STS did not confirm the signature",
-		"the signature does not belong to this request: other audience, other nonce, other region, expired or foreign credentials.",
+		"the signature does not belong to this request: other audience, other key, other region, expired or foreign credentials.",
 		"check that ISTHMUS_AUDIENCE of the task and the broker's audience (the trust domain) are equal, and AWS_REGION."},
 	{STSUnreachable, "the broker cannot reach AWS STS",
 		"network, DNS or STS itself is down.",
@@ -249,7 +242,7 @@ var catalogue = [...]Entry{
 		"its annotation ecs.solo.io/role-arn names another account or role than the one that signed.",
 		"correct the annotation, or the task definition's taskRoleArn, or the tag ecs.solo.io/service-account."},
 	{DiscoveryUnavailable, "the broker cannot tell tasks apart right now",
-		"ECS does not answer and the task is in no complete sweep yet.",
+		"ECS does not answer, and the task is in no complete sweep yet or the last one is older than the controller's --lookup-max-age.",
 		"nothing at the task: ztunnel retries; read the controller's log for the failing ECS call."},
 	{SourceRateLimited, "too many requests from one address",
 		"the address asked for more tokens than its share.",
@@ -263,9 +256,6 @@ var catalogue = [...]Entry{
 	{TokenNotIssued, "Kubernetes did not issue the token",
 		"the API server refused or did not answer the TokenRequest, or the per-task Secret could not be made.",
 		"check the controller's rights on serviceaccounts/token and secrets (`isthmus install --dry-run`) and the API server."},
-	{BrokerNotReady, "the broker is starting",
-		"it has no certificate yet, or discovery has not started.",
-		"nothing: ztunnel retries."},
 	{GatewayListenerRefused, "a listener of the Gateway is not supported",
 		"class istio-eastwest serves HBONE (15008) and TLS with mode Passthrough.",
 		"correct the listener's protocol, or use another class."},
@@ -348,9 +338,6 @@ var catalogue = [...]Entry{
 	{RolloutUnmanaged, "the service is not rolled over by ECS",
 		"its deployment controller is CODE_DEPLOY or EXTERNAL, which alone may change its task definition.",
 		"enrol the task definition where it is made, with `isthmus ecs render`, and deploy it as usual."},
-	{UsageInvalid, "the command line is not valid",
-		"a flag or argument is unknown or missing.",
-		"add --help to the command."},
 	{CloudUnreachable, "the AWS API does not answer",
 		"no credentials, a wrong region, or no network.",
 		"check `aws sts get-caller-identity`; in the lab: eval \"$(isthmus lab env)\""},
@@ -388,9 +375,6 @@ var catalogue = [...]Entry{
 	{LabComponentFailed, "a component of the lab ended or did not start",
 		"its own log says why.",
 		"isthmus lab logs COMPONENT"},
-	{LabImageUnknown, "the lab does not know the image",
-		"the lab runs programs of this machine in place of images and has none for this name.",
-		"use one of the images that `isthmus lab images` lists."},
 	{LabPlatform, "the lab needs Linux",
 		"it is made of Linux namespaces.",
 		"run it in a Linux machine or virtual machine; everything else of the command line works here."},

@@ -14,6 +14,8 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/http"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -38,6 +40,10 @@ type Config struct {
 	Self    *mesh.Workload // who the gateway is; telemetry, and the policies that protect it
 	Certs   func(ctx context.Context) (hbone.Certificate, error)
 
+	// Services are the hostnames, or *.SUFFIX, that tunnels may ask for; empty allows all of the network. The workload
+	// API does not say which services are global.
+	Services []string
+
 	// The following say how tunnels are accepted; see hbone.ServerConfig.
 	VerifyPeer func(path []*x509.Certificate) error
 	TLS        hbone.TLSPolicy
@@ -47,7 +53,7 @@ type Config struct {
 	Dial func(ctx context.Context, network, addr string) (net.Conn, error)
 
 	Grace          time.Duration // how long connections may finish after Run's context ended; 0 means 5s
-	MaxConnections int           // at once; 0 means 65,536; more are closed
+	MaxConnections int           // at once, and tunnels at once; 0 means 65,536; more are closed, and tunnels refused
 
 	Metrics *telemetry.Metrics
 	Access  *telemetry.AccessLog
@@ -65,14 +71,18 @@ const (
 // headerSource is how waypoints and gateways say that they have dealt with a connection.
 const headerSource = "x-istio-source"
 
+var errTooManyTunnels = errors.New("too many inbound tunnels")
+
 // ErrDrain ends the connections that are left when the gateway stops.
 var ErrDrain = errors.New("connection closed due to connection drain")
 
 // Gateway routes between networks.
 type Gateway struct {
 	cfg    Config
-	server *hbone.Server // nil without an HBONE listener
-	slots  chan struct{}
+	server *hbone.Server              // nil without an HBONE listener
+	slots  chan struct{}              // one token per connection that was accepted
+	tunnel chan struct{}              // one token per tunnel, over all connections
+	serves func(hostname string) bool // nil serves all
 
 	mu    sync.Mutex
 	pipes map[*relay.Pipe]error // guarded by mu; live connections and why they were ended, if they were
@@ -92,7 +102,10 @@ func New(cfg Config) (*Gateway, error) {
 	if cfg.MaxConnections == 0 {
 		cfg.MaxConnections = defaultMaxConnections
 	}
-	g := &Gateway{cfg: cfg, slots: make(chan struct{}, cfg.MaxConnections), pipes: map[*relay.Pipe]error{}}
+	g := &Gateway{cfg: cfg, slots: make(chan struct{}, cfg.MaxConnections), tunnel: make(chan struct{}, cfg.MaxConnections), pipes: map[*relay.Pipe]error{}}
+	if len(cfg.Services) > 0 {
+		g.serves = matcher(cfg.Services)
+	}
 	if cfg.Certs == nil {
 		return g, nil
 	}
@@ -106,6 +119,32 @@ func New(cfg Config) (*Gateway, error) {
 	g.server, err = hbone.NewServer(hbone.ServerConfig{Certificate: cfg.Certs, Handler: g.serveTunnel, VerifyPeer: cfg.VerifyPeer,
 		TLS: cfg.TLS, Limits: cfg.Limits, Log: cfg.Log})
 	return g, err
+}
+
+// matcher reports the hostnames that one of the patterns is about.
+func matcher(patterns []string) func(string) bool {
+	return func(host string) bool {
+		return slices.ContainsFunc(patterns, func(p string) bool {
+			suffix, wild := strings.CutPrefix(p, "*")
+			return host == p || wild && len(host) > len(suffix) && strings.HasSuffix(host, suffix)
+		})
+	}
+}
+
+// ParseServices reads GATEWAY_SERVICES: hostnames, or *.SUFFIX, separated by commas.
+func ParseServices(s string) ([]string, error) {
+	var all []string
+	for part := range strings.SplitSeq(s, ",") {
+		part = strings.ToLower(strings.TrimSpace(part))
+		if part == "" {
+			continue
+		}
+		if !validServerName(strings.TrimPrefix(part, "*.")) {
+			return nil, fmt.Errorf("%q is not a hostname or *.SUFFIX", part)
+		}
+		all = append(all, part)
+	}
+	return all, nil
 }
 
 // Recheck asks VerifyPeer about all live tunnels again and ends those whose client it refuses now.
@@ -259,11 +298,20 @@ func (g *Gateway) serveTunnel(ctx context.Context, s *hbone.ServerStream) {
 		SrcAddr: addrPort(s.RemoteAddr()), DstAddr: addrPort(s.LocalAddr()),
 	}
 	rec.Source.Identity = s.Peer()
+	select {
+	case g.tunnel <- struct{}{}:
+		defer func() { <-g.tunnel }()
+	default:
+		g.cfg.Metrics.LimitReached("tunnels")
+		g.cfg.Access.EarlyDeny(rec, errTooManyTunnels)
+		_ = s.Reject(http.StatusServiceUnavailable)
+		return
+	}
 	snap := g.cfg.Store.Snapshot()
 	source := s.Get(headerSource)
 	out, err := route.ResolveGateway(snap, route.GatewayQuery{
 		Network: g.cfg.Network, Self: g.cfg.Self, Authority: s.Authority(),
-		Processed: source == "waypoint" || source == "gateway", Rand: rand.Uint64N,
+		Processed: source == "waypoint" || source == "gateway", Serves: g.serves, Rand: rand.Uint64N,
 	})
 	if err != nil {
 		status := http.StatusServiceUnavailable

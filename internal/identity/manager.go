@@ -180,6 +180,20 @@ func (m *Manager) States() []State {
 	return states
 }
 
+// EarliestExpiry returns when the certificate ends that ends first; the zero time when there is none.
+func (m *Manager) EarliestExpiry() time.Time {
+	now := time.Now()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var earliest time.Time
+	for _, e := range m.entries {
+		if e.valid(now) && (earliest.IsZero() || e.cert.NotAfter.Before(earliest)) {
+			earliest = e.cert.NotAfter
+		}
+	}
+	return earliest
+}
+
 // Run gets and renews certificates until ctx ends. It returns nil, after every attempt that it started has ended.
 func (m *Manager) Run(ctx context.Context) error {
 	var attempts sync.WaitGroup

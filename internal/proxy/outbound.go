@@ -94,7 +94,7 @@ func (p *Proxy) transfer(rec *telemetry.Conn, open *telemetry.Open, e *entry, pi
 func (p *Proxy) early(rec *telemetry.Conn, err error) { p.cfg.Access.EarlyDeny(rec, err) }
 
 // routeOutbound decides where a connection of the local application goes, leaving out endpoints that failed.
-func (p *Proxy) routeOutbound(ctx context.Context, dst netip.AddrPort, failed []string) (*mesh.Workload, route.Outbound, error) {
+func (p *Proxy) routeOutbound(ctx context.Context, dst netip.AddrPort, failed []*mesh.Workload) (*mesh.Workload, route.Outbound, error) {
 	local, err := p.Local(ctx)
 	if err != nil {
 		return nil, route.Outbound{}, err

@@ -86,6 +86,9 @@ type Config struct {
 	// arrived; 0 means 2s. Then it is refused, or, with AllowMissingPolicies, judged without them.
 	PolicyWait           time.Duration
 	AllowMissingPolicies bool
+	// EndpointWait is how long a connection to a service, all of whose known endpoints have just failed, waits for the
+	// mesh to know another; 0 means 3s, less than 0 not at all.
+	EndpointWait time.Duration
 
 	Grace          time.Duration // how long connections may finish after Run's context ended; 0 means 5s
 	MaxConnections int           // at once, over all listeners; 0 means DefaultMaxConnections; more are reset
@@ -114,6 +117,7 @@ const (
 	setupTimeout          = 45 * time.Second // everything before bytes flow, as an upper bound
 	defaultGrace          = 5 * time.Second
 	defaultPolicyWait     = 2 * time.Second
+	defaultEndpointWait   = 3 * time.Second
 )
 
 // Listeners are where connections come from; a nil one is not served. Run closes them.
@@ -132,6 +136,7 @@ type Proxy struct {
 	live   registry
 	slots  chan struct{} // one token per connection that was accepted
 	tunnel chan struct{} // one token per inbound tunnel
+	waits  chan struct{} // one token per connection that waits for an endpoint
 }
 
 // New returns a Proxy that is ready to Run.
@@ -158,10 +163,16 @@ func New(cfg Config) (*Proxy, error) {
 	if cfg.PolicyWait == 0 {
 		cfg.PolicyWait = defaultPolicyWait
 	}
+	if cfg.EndpointWait == 0 {
+		cfg.EndpointWait = defaultEndpointWait
+	}
 	if cfg.MaxConnections == 0 {
 		cfg.MaxConnections = DefaultMaxConnections
 	}
-	p := &Proxy{cfg: cfg, slots: make(chan struct{}, cfg.MaxConnections), tunnel: make(chan struct{}, cfg.MaxConnections)}
+	p := &Proxy{
+		cfg: cfg, slots: make(chan struct{}, cfg.MaxConnections), tunnel: make(chan struct{}, cfg.MaxConnections),
+		waits: make(chan struct{}, maxEndpointWaits),
+	}
 	return p, p.tunnels()
 }
 

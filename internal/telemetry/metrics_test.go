@@ -4,6 +4,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
@@ -73,6 +74,7 @@ func TestNilMetrics(t *testing.T) {
 	o.Closed(testConn(), OK)
 	m.Flush()
 	m.LimitReached("x")
+	m.EndpointWait(true)
 	m.DNSRequest("A", "udp", "", "")
 	m.ProxyStarted()
 	var a *AccessLog
@@ -122,6 +124,34 @@ func TestMetricNames(t *testing.T) {
 		if !strings.HasPrefix(p.Metric, "workload_manager_") && !strings.HasPrefix(p.Metric, "istio_") {
 			t.Errorf("%s: %s", p.Metric, p.Text)
 		}
+	}
+}
+
+func TestExpiry(t *testing.T) {
+	reg, m := newTestMetrics(t)
+	var at time.Time
+	value := func() float64 {
+		families, err := reg.Gather()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range families {
+			if f.GetName() == "isthmus_certificate_expiration_timestamp_seconds" {
+				return f.GetMetric()[0].GetGauge().GetValue()
+			}
+		}
+		t.Fatal("there is no gauge")
+		return 0
+	}
+	if got := value(); got != 0 {
+		t.Errorf("before there is a manager: %v, want 0", got)
+	}
+	m.WatchExpiry(func() time.Time { return at })
+	if got := value(); got != 0 {
+		t.Errorf("without certificates: %v, want 0", got)
+	}
+	if at = time.UnixMilli(1_800_000_000_500); value() != 1_800_000_000.5 {
+		t.Errorf("expiry = %v", value())
 	}
 }
 

@@ -224,6 +224,7 @@ func (a *app) startCA(ctx context.Context, g *group, fail func(error), who ident
 		return err
 	}
 	a.manager.set(manager)
+	a.metrics.WatchExpiry(manager.EarliestExpiry)
 	g.start(ctx, fail, manager.Run)
 	g.start(ctx, fail, func(ctx context.Context) error {
 		<-ctx.Done()

@@ -68,12 +68,14 @@ type Config struct {
 	// PolicyWait: true allows it.
 	AllowMissingPolicies bool
 	PolicyWait           time.Duration
+	EndpointWait         time.Duration // for another endpoint when all have failed; less than 0 is not at all
 	MetricIdle           time.Duration // how long a metric's label set is kept unused
 	DNSCache             int           // answers kept
 	Threads              int           // GOMAXPROCS; 0 leaves it to Go, which honours the container's limit
 
-	TLSRoutes map[string]string
-	TLSPorts  []uint16
+	TLSRoutes       map[string]string
+	TLSPorts        []uint16
+	GatewayServices []string // that the gateway serves; empty means all of its network
 
 	Grace     time.Duration
 	LogFormat telemetry.Format

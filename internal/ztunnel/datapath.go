@@ -64,6 +64,9 @@ func (e *environment) dataPath(c *Config) {
 		e.fail("ISTHMUS_MISSING_POLICY", "%q is neither deny nor allow", v)
 	}
 	c.PolicyWait = max(e.duration("ISTHMUS_POLICY_WAIT", defaultPolicyWait), time.Millisecond)
+	if c.EndpointWait = e.duration("ISTHMUS_ENDPOINT_WAIT", defaultEndpointWait); c.EndpointWait <= 0 {
+		c.EndpointWait = -1
+	}
 	c.MetricIdle = max(e.duration("ISTHMUS_METRIC_IDLE", telemetry.DefaultMetricIdle), time.Second)
 	c.DNSCache = e.integer("ISTHMUS_DNS_CACHE", 0, 1, 1<<20)
 	if v := e.meta("DNS_PROXY_ADDR", ""); v != "" {
@@ -78,6 +81,9 @@ func (e *environment) dataPath(c *Config) {
 		e.fail("GATEWAY_TLS_ROUTES", "%v", err)
 	}
 	c.TLSRoutes = routes
+	if c.GatewayServices, err = gateway.ParseServices(e.get("GATEWAY_SERVICES")); err != nil {
+		e.fail("GATEWAY_SERVICES", "%v", err)
+	}
 	for p := range strings.SplitSeq(e.or("GATEWAY_TLS_PORTS", strconv.Itoa(defaultGatewayListen)), ",") {
 		n, err := strconv.ParseUint(strings.TrimSpace(p), 10, 16)
 		if err != nil || n == 0 {
@@ -133,6 +139,7 @@ const (
 	defaultKeepAliveProbes = 9
 	maxKeepAlive           = 32767 * time.Second
 	defaultPolicyWait      = 2 * time.Second
+	defaultEndpointWait    = 3 * time.Second
 )
 
 // local reads a static mesh. It is read once: what changes comes from istiod.

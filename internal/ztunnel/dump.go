@@ -117,7 +117,7 @@ func (a *app) settings() map[string]any {
 		"keepaliveTime": c.Tuning.KeepAlive.Idle.String(), "keepaliveInterval": c.Tuning.KeepAlive.Interval.String(),
 		"keepaliveRetries": c.Tuning.KeepAlive.Count, "keepaliveEnabled": c.Tuning.KeepAlive.Enable, "userTimeout": c.Tuning.UserTimeout.String(),
 		"tls": describeTLS(c.Tuning.TLS), "crlPath": c.CRLPath, "workerThreads": runtime.GOMAXPROCS(0),
-		"missingPolicies": map[bool]string{true: "allow", false: "deny"}[c.AllowMissingPolicies], "policyWait": c.PolicyWait.String(),
+		"missingPolicies": map[bool]string{true: "allow", false: "deny"}[c.AllowMissingPolicies], "policyWait": c.PolicyWait.String(), "endpointWait": max(c.EndpointWait, 0).String(),
 		"outboundPort": mesh.OutboundPort, "inboundPort": mesh.InboundPort, "hbonePort": mesh.HBONEPort,
 	}
 }

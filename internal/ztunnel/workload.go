@@ -113,7 +113,8 @@ func (a *app) newWorkloadProxy(ctx context.Context, at placement) (_ *workloadPr
 		LoopbackFallback: at.beside, SpoofSource: a.cfg.SpoofSource && (at.ns != nil || a.cfg.Redirect), NoResponseBaggage: !a.cfg.ResponseBaggage,
 		Grace: a.cfg.Grace, MaxConnections: a.cfg.MaxConnections, Metrics: a.metrics, Access: a.access, Tunnel: a.tunnelConfig(),
 		NoLoopbackTunnel: !a.cfg.Tuning.LoopbackTunnel, PolicyWait: a.cfg.PolicyWait, AllowMissingPolicies: a.cfg.AllowMissingPolicies,
-		Log: a.log.With(logattr.Scope("proxy"), logattr.WorkloadName(at.info.Namespace, at.info.Name)),
+		EndpointWait: a.cfg.EndpointWait,
+		Log:          a.log.With(logattr.Scope("proxy"), logattr.WorkloadName(at.info.Namespace, at.info.Name)),
 	})
 	if err != nil {
 		return nil, err

@@ -198,6 +198,9 @@ func (c *Cloud) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	c.front.ServeHTTP(w, r)
 }
 
+// Operations names all calls that are answered, as SERVICE.OPERATION.
+func (c *Cloud) Operations() []string { return c.front.Operations() }
+
 // Faults are the misbehaviours that can be asked of the endpoint.
 func (c *Cloud) Faults() *awsserver.Faults { return c.faults }
 

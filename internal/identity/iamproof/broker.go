@@ -239,10 +239,10 @@ func (c *BrokerClient) fetch(ctx context.Context) (TokenResponse, error) {
 		return TokenResponse{}, fmt.Errorf("ask the broker: %w", err)
 	}
 	defer resp.Body.Close()
-	return decodeAnswer(resp, time.Now())
+	return decodeAnswer(resp, proof, time.Now())
 }
 
-func decodeAnswer(resp *http.Response, now time.Time) (TokenResponse, error) {
+func decodeAnswer(resp *http.Response, proof Proof, now time.Time) (TokenResponse, error) {
 	text, err := io.ReadAll(io.LimitReader(resp.Body, maxTokenAnswer+1))
 	if err != nil {
 		return TokenResponse{}, fmt.Errorf("read the broker's answer: %w", err)
@@ -258,11 +258,10 @@ func decodeAnswer(resp *http.Response, now time.Time) (TokenResponse, error) {
 		refusal.Status = resp.StatusCode
 		return TokenResponse{}, refusal
 	}
-	var t TokenResponse
-	if err := json.Unmarshal(text, &t); err != nil {
-		return TokenResponse{}, fmt.Errorf("read the broker's answer: %w", err)
-	}
+	t, err := proof.Open(text)
 	switch {
+	case err != nil:
+		return TokenResponse{}, err
 	case t.Token == "" || strings.ContainsAny(t.Token, " \r\n"):
 		return TokenResponse{}, errors.New("read the broker's answer: no usable token in it")
 	case t.Namespace == "" || t.ServiceAccount == "" || t.WorkloadName == "":

@@ -72,7 +72,7 @@ func pick(s *state.Snapshot, q Query, svc *mesh.Service, port uint16, m mode) (u
 // rank says whether an endpoint may be used, and how well it matches the service's preferences.
 func (q Query) rank(e *state.Endpoint, svc *mesh.Service, port, target uint16, known bool, m mode) (int, bool) {
 	w := e.Workload
-	if m == standard && slices.Contains(q.Exclude, w.UID) {
+	if q.excludes(w) {
 		return 0, false
 	}
 	if len(w.Addresses) == 0 && w.Hostname == "" && (w.Network == q.Source.Network || w.NetworkGateway == nil) {
@@ -90,6 +90,12 @@ func (q Query) rank(e *state.Endpoint, svc *mesh.Service, port, target uint16, k
 		return 0, true
 	}
 	return rankPreferences(lb, q.Source, w)
+}
+
+func (q Query) excludes(w *mesh.Workload) bool {
+	return slices.ContainsFunc(q.Exclude, func(x *mesh.Workload) bool {
+		return x.UID == w.UID && x.Hostname == w.Hostname && slices.Equal(x.Addresses, w.Addresses)
+	})
 }
 
 // rankPreferences counts the preferences that an endpoint matches, in order, until the first it does not. When the

@@ -13,7 +13,7 @@ import (
 // FaultKind is a way in which the endpoint can misbehave.
 type FaultKind string
 
-// The faults. Those that change lists work in the JSON protocols, which ECS, EKS and CloudWatch Logs speak.
+// The faults. Reads are the operations whose names begin with List, Describe, Get or Filter.
 const (
 	FaultThrottle FaultKind = "throttle" // refused as too many requests
 	FaultError    FaultKind = "error"    // answered with status 500

@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"sync"
 
+	"github.com/isthmus-mesh/isthmus/lab/cloud/awsserver"
 	"github.com/isthmus-mesh/isthmus/lab/cloud/ecs"
 )
 
@@ -107,6 +108,8 @@ func (o *owned) common() *owned { return o }
 
 // mine reports whether the resource is one of an account and region.
 func (o *owned) mine(account, region string) bool { return o.account == account && o.region == region }
+
+func (o *owned) sees(r *awsserver.Request) bool { return o.mine(r.Caller.AccountID, r.Region) }
 
 type vpc struct {
 	owned

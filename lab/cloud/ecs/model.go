@@ -80,6 +80,7 @@ type service struct {
 	network     networkConfig
 	config      deploymentConfig
 	propagate   string // NONE, SERVICE, TASK_DEFINITION
+	controller  string // ECS, CODE_DEPLOY, EXTERNAL
 	execEnabled bool
 	launchType  string
 	platform    string

@@ -66,7 +66,13 @@ func (c *cluster) tasksByService() map[*service][]*task {
 }
 
 func (s *Service) scheduleServiceLocked(sv *service, tasks []*task) {
-	if sv.status == statusInactive || len(sv.deployments) == 0 {
+	if sv.status == statusInactive {
+		return
+	}
+	if len(sv.deployments) == 0 { // a service whose tasks an external controller starts, and none did
+		if sv.status == statusDraining {
+			sv.status, sv.changedAt = statusInactive, s.now()
+		}
 		return
 	}
 	s.learnFailuresLocked(sv, tasks)

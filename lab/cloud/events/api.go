@@ -2,7 +2,6 @@ package events
 
 import (
 	"context"
-	"encoding/base64"
 	"encoding/json"
 	"maps"
 	"regexp"
@@ -191,7 +190,7 @@ func (s *Service) deleteRule(_ *awsserver.Request, k busKey, in input) (any, err
 }
 
 // page cuts sorted names at the place of an opaque token.
-func page(names []string, in input) (out []string, next any, err error) {
+func page(r *awsserver.Request, names []string, in input) (out []string, next any, err error) {
 	limit := in.Limit
 	if limit == 0 {
 		limit = 100
@@ -199,14 +198,14 @@ func page(names []string, in input) (out []string, next any, err error) {
 	if limit < 1 || limit > 100 {
 		return nil, nil, invalid("1 validation error detected: Value '%d' at 'limit' failed to satisfy constraint: Member must have value between 1 and 100", limit)
 	}
-	after, err := base64.RawURLEncoding.DecodeString(in.NextToken)
-	if err != nil {
+	after, ok := r.ReadPageToken(in.NextToken)
+	if !ok {
 		return nil, nil, invalid("Invalid nextToken.")
 	}
 	slices.Sort(names)
-	names = slices.DeleteFunc(names, func(n string) bool { return n <= string(after) })
+	names = slices.DeleteFunc(names, func(n string) bool { return n <= after })
 	if len(names) > limit {
-		return names[:limit], base64.RawURLEncoding.EncodeToString([]byte(names[limit-1])), nil
+		return names[:limit], r.PageToken(names[limit-1]), nil
 	}
 	return names, nil, nil
 }
@@ -219,14 +218,14 @@ func answer(member string, list any, next any) doc {
 	return d
 }
 
-func (s *Service) listRules(_ *awsserver.Request, k busKey, in input) (any, error) {
+func (s *Service) listRules(req *awsserver.Request, k busKey, in input) (any, error) {
 	var names []string
 	for n := range s.buses[k] {
 		if strings.HasPrefix(n, in.NamePrefix) {
 			names = append(names, n)
 		}
 	}
-	names, next, err := page(names, in)
+	names, next, err := page(req, names, in)
 	if err != nil {
 		return nil, err
 	}
@@ -237,15 +236,18 @@ func (s *Service) listRules(_ *awsserver.Request, k busKey, in input) (any, erro
 	return answer("Rules", out, next), nil
 }
 
-func (s *Service) listRuleNames(_ *awsserver.Request, k busKey, in input) (any, error) {
+func (s *Service) listRuleNames(req *awsserver.Request, k busKey, in input) (any, error) {
 	names := []string{}
 	for n, r := range s.buses[k] {
 		if slices.ContainsFunc(r.targets, func(t target) bool { return t.ARN == in.TargetARN }) {
 			names = append(names, n)
 		}
 	}
-	names, next, err := page(names, in)
-	return answer("RuleNames", names, next), err
+	names, next, err := page(req, names, in)
+	if err != nil {
+		return nil, err
+	}
+	return answer("RuleNames", names, next), nil
 }
 
 func (s *Service) switchRule(on bool) func(*awsserver.Request, busKey, input) (any, error) {
@@ -308,7 +310,7 @@ func (t target) check(region string) (code, message string) {
 	return "", ""
 }
 
-func (s *Service) listTargets(_ *awsserver.Request, k busKey, in input) (any, error) {
+func (s *Service) listTargets(req *awsserver.Request, k busKey, in input) (any, error) {
 	r, err := s.find(k, in.Rule)
 	if err != nil {
 		return nil, err
@@ -317,7 +319,7 @@ func (s *Service) listTargets(_ *awsserver.Request, k busKey, in input) (any, er
 	for _, t := range r.targets {
 		ids = append(ids, t.ID)
 	}
-	ids, next, err := page(ids, in)
+	ids, next, err := page(req, ids, in)
 	if err != nil {
 		return nil, err
 	}
