@@ -146,7 +146,7 @@ func TestForeignTokensAreRefused(t *testing.T) {
 			d.claims["sub"], d.aws["principal_id"] = "arn:aws:iam::210987654321:role/shop-web", "arn:aws:iam::210987654321:role/shop-web"
 		}, webidentity.ErrSubject},
 		{"the audience of another mesh", claim("aud", webidentity.Audience("other.mesh", oneTimeKey)), webidentity.ErrAudience},
-		{"the audience of another key", claim("aud", webidentity.Audience(mesh, []byte("another key"))), webidentity.ErrAudience},
+		{"the audience of another key", claim("aud", webidentity.Audience(mesh, "another key")), webidentity.ErrAudience},
 		{"the audience without a key", claim("aud", "isthmus-broker/"+mesh), webidentity.ErrAudience},
 		{"the audience among others", claim("aud", []string{webidentity.Audience(mesh, oneTimeKey), "https://api.example.com"}), webidentity.ErrMalformed},
 		{"no audience", claim("aud", nil), webidentity.ErrMalformed},

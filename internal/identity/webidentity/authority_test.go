@@ -30,7 +30,7 @@ const (
 	awsSpace = "https://sts.amazonaws.com/"
 )
 
-var oneTimeKey = []byte("0123456789abcdef0123456789abcdef")
+const oneTimeKey = "CQAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="
 
 // Key generation is slow: the tests share these, which is what an issuer's keys are anyway.
 var keys = sync.OnceValue(func() (k struct {

@@ -1,7 +1,6 @@
 package webidentity
 
 import (
-	"bytes"
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
@@ -9,7 +8,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
-	"unicode/utf8"
+
+	"github.com/isthmus-mesh/isthmus/internal/strictjson"
 )
 
 // The two algorithms of sts:GetWebIdentityToken.
@@ -199,31 +199,11 @@ func str(raw json.RawMessage) (string, bool) {
 	return s, s != ""
 }
 
-// object reads one JSON object without the leniencies of encoding/json: a key may occur only once, keys are not
-// compared regardless of case, text that is not UTF-8 is not mended, and nothing may follow.
+// object reads one JSON object as strictly as everything else here.
 func object(raw []byte) (map[string]json.RawMessage, error) {
-	d := json.NewDecoder(bytes.NewReader(raw))
-	if t, err := d.Token(); err != nil || t != json.Delim('{') || !utf8.Valid(raw) {
-		return nil, malformed("no JSON object")
-	}
-	fields := map[string]json.RawMessage{}
-	for d.More() {
-		t, err := d.Token()
-		key, ok := t.(string)
-		if err != nil || !ok {
-			return nil, malformed("JSON")
-		}
-		if _, twice := fields[key]; twice {
-			return nil, malformed("JSON key %.64q occurs twice", key)
-		}
-		var value json.RawMessage
-		if err := d.Decode(&value); err != nil {
-			return nil, malformed("JSON")
-		}
-		fields[key] = value
-	}
-	if _, err := d.Token(); err != nil || len(bytes.TrimSpace(raw[d.InputOffset():])) > 0 {
-		return nil, malformed("JSON")
+	fields, err := strictjson.Object(raw)
+	if err != nil {
+		return nil, malformed("%v", err)
 	}
 	return fields, nil
 }

@@ -67,7 +67,7 @@ func NewVerifier(cfg Config) (*Verifier, error) {
 
 // Verify checks a token that came with a one-time key, in the order of the package comment. An error wraps one of the
 // kinds of the package. That a token is used only once is the caller's to see to.
-func (v *Verifier) Verify(ctx context.Context, text string, key []byte) (Identity, error) {
+func (v *Verifier) Verify(ctx context.Context, text, key string) (Identity, error) {
 	t, err := parse(text)
 	if err != nil {
 		return Identity{}, err

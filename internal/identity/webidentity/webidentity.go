@@ -20,8 +20,12 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"log/slog"
 	"regexp"
 	"time"
+
+	"github.com/isthmus-mesh/isthmus/internal/identity/iamproof"
+	"github.com/isthmus-mesh/isthmus/internal/strictjson"
 )
 
 // Limits of a token.
@@ -66,12 +70,44 @@ func (i Identity) ReplayKey() [sha256.Size]byte {
 	return sha256.Sum256([]byte("web identity\n" + i.Issuer + "\n" + i.ID))
 }
 
+// TokenPath is where the broker answers.
+const TokenPath = iamproof.TokenPath + "/web-identity"
+
+// Proof is the body of the broker's token request.
+type Proof struct {
+	// Token is the web identity token.
+	Token string `json:"token"`
+	// TaskID is the task that the caller says it is. It proves nothing: it says whose end is to be the end of the answer.
+	TaskID string `json:"taskId"`
+	// Key is the one-time key to which the answer is sealed; the token's audience holds its hash.
+	Key string `json:"key"`
+}
+
+// ParseProof reads a proof from the wire. Its fields must be there, each once, and nothing else; the error wraps
+// ErrMalformed and repeats nothing that may be secret.
+func ParseProof(text []byte) (Proof, error) {
+	var p Proof
+	if err := strictjson.Strings(text, map[string]*string{"token": &p.Token, "taskId": &p.TaskID, "key": &p.Key}); err != nil {
+		return Proof{}, malformed("%v", err)
+	}
+	if !taskPattern.MatchString(p.TaskID) || iamproof.CheckKey(p.Key) != nil {
+		return Proof{}, malformed("task id or key")
+	}
+	return p, nil
+}
+
+// taskPattern is the form of task ids.
+var taskPattern = regexp.MustCompile(`^[0-9a-f]{32}$|^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$`)
+
+// LogValue keeps the token out of logs.
+func (p Proof) LogValue() slog.Value { return slog.GroupValue(slog.String("taskId", p.TaskID)) }
+
 // audiencePrefix begins the audience of every token for a broker; the policies of task roles name it.
 const audiencePrefix = "isthmus-broker/"
 
 // Audience is what a token must be meant for: the mesh, and the one-time key that the answer is for.
-func Audience(meshAudience string, key []byte) string {
-	sum := sha256.Sum256(append([]byte("isthmus-web-identity-v1\n"+meshAudience+"\n"), key...))
+func Audience(meshAudience, key string) string {
+	sum := sha256.Sum256([]byte("isthmus-web-identity-v1\n" + meshAudience + "\n" + key))
 	return audiencePrefix + meshAudience + "/" + base64.RawURLEncoding.EncodeToString(sum[:])
 }
 
