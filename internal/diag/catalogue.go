@@ -275,7 +275,7 @@ var catalogue = [...]Entry{
 		"move the Gateway to istio-system."},
 	{WebIdentityOff, "web identity tokens of the account are not accepted",
 		"webIdentity is not enabled for the account, or the token is of another issuer than the one pinned there.",
-		"let ztunnel use the default method, or set webIdentity.enabled and webIdentity.issuer of the account: aws iam get-outbound-web-identity-federation-info"},
+		"let ztunnel use the default method (ISTHMUS_PROOF unset), or set webIdentity.enabled and webIdentity.issuer of the account: aws iam get-outbound-web-identity-federation-info"},
 	{WebTokenMalformed, "the web identity token has not the form of one of AWS",
 		"it is no JWT in compact form, uses another algorithm than RS256 and ES384, or lacks a claim that AWS always gives.",
 		"use the ztunnel image of the same release as the controller; if AWS changed its tokens, use the default method."},
@@ -296,7 +296,7 @@ var catalogue = [...]Entry{
 		"check the controller's way to the issuer's host (https, port 443); ztunnel retries by itself."},
 	{RoleAmbiguous, "the task's role does not say which service account it is",
 		"a web identity token names only the role, and other tasks or services of the account have the same role and another service account, or none.",
-		"use the default method, or give each service account a task role of its own."},
+		"use the default method (ISTHMUS_PROOF unset), or give each service account a task role of its own."},
 
 	{ConfigInvalid, "the configuration is not valid",
 		"a field is unknown, missing or has a value that cannot be used.",
