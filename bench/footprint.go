@@ -130,29 +130,54 @@ func (b *bench) acked(istiod *meshtest.Istiod, p *process, n int) {
 	}
 }
 
-// policies measures one decision where 1,000 rules must be looked at and the last one matches.
+// policies measures one decision of 1,000 rules of which the last one matches: rules that name clients, addresses or
+// beginnings of names, in ten policies, and a policy for each rule.
 func (b *bench) policies() {
-	b.h.progress("measuring policy/rules=1000")
-	var ps []*mesh.Policy
-	for i := range 10 {
-		p := &mesh.Policy{Key: mesh.PolicyKey{Namespace: "ecs-demo-1", Name: fmt.Sprintf("allow-%d", i)}, Action: mesh.Allow}
-		for j := range 100 {
-			client := fmt.Sprintf("cluster.local/ns/team-%d/sa/client-%d", i, j)
-			if i == 9 && j == 99 {
-				client = "cluster.local/ns/default/sa/shell"
+	ask := policy.Connection{Source: meshtest.ID("default", "shell"), SourceAddr: netip.AddrPortFrom(clientIP, 40000), DestinationAddr: netip.AddrPortFrom(serverIP, echoPort)}
+	named := func(kind mesh.StringMatchKind, value string) mesh.Match {
+		return mesh.Match{Principals: []mesh.StringMatch{{Kind: kind, Value: value}}}
+	}
+	for _, k := range []struct {
+		name     string
+		policies int
+		match    func(i int) mesh.Match
+	}{
+		{"policy/rules=1000", 10, func(i int) mesh.Match {
+			return named(mesh.MatchExact, fmt.Sprintf("cluster.local/ns/team-%d/sa/client-%d", i/100, i))
+		}},
+		{"policy/rules=1000/cidr", 10, func(i int) mesh.Match {
+			return mesh.Match{SourceIPs: []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(10 + i/250), byte(i % 250)}), 24)}}
+		}},
+		{"policy/rules=1000/prefix", 10, func(i int) mesh.Match {
+			return named(mesh.MatchPrefix, fmt.Sprintf("cluster.local/ns/team-%d/", i))
+		}},
+		{"policy/policies=1000", 1000, func(i int) mesh.Match {
+			return named(mesh.MatchExact, fmt.Sprintf("cluster.local/ns/team-%d/sa/client-%d", i/100, i))
+		}},
+	} {
+		b.h.progress("measuring %s", k.name)
+		const rules = 1000
+		var ps []*mesh.Policy
+		for i := range k.policies {
+			p := &mesh.Policy{Key: mesh.PolicyKey{Namespace: "ecs-demo-1", Name: fmt.Sprintf("allow-%d", i)}, Action: mesh.Allow}
+			for j := range rules / k.policies {
+				n := i*rules/k.policies + j
+				m := k.match(n)
+				if n == rules-1 {
+					m = named(mesh.MatchExact, "cluster.local/ns/default/sa/shell")
+				}
+				p.Rules = append(p.Rules, mesh.Rule{{m}, {{DestinationPorts: []uint16{echoPort}}}})
 			}
-			p.Rules = append(p.Rules, mesh.Rule{{{Principals: []mesh.StringMatch{{Value: client}}}}, {{DestinationPorts: []uint16{echoPort}}}})
+			policy.Index(p) // as a push does
+			ps = append(ps, p)
 		}
-		policy.Index(p) // as a push does
-		ps = append(ps, p)
+		if d := policy.Evaluate(ps, ask); !d.Allowed || d.Policy != ps[len(ps)-1].Key || d.Rule != len(ps[0].Rules)-1 {
+			b.h.Fatalf("%s: decision %+v is not what was set up", k.name, d)
+		}
+		decide := func() { policy.Evaluate(ps, ask) }
+		b.rep.fact(k.name, "cpu-ns/op", threadTime(decide, 2000, 15), 5000)
+		b.rep.fact(k.name+"/allocs", "allocs/op", testing.AllocsPerRun(1000, decide), 0.001)
 	}
-	c := policy.Connection{Source: meshtest.ID("default", "shell"), SourceAddr: netip.AddrPortFrom(clientIP, 40000), DestinationAddr: netip.AddrPortFrom(serverIP, echoPort)}
-	if d := policy.Evaluate(ps, c); !d.Allowed || d.Rule != 99 {
-		b.h.Fatalf("policy: decision %+v is not what was set up", d)
-	}
-	decide := func() { policy.Evaluate(ps, c) }
-	b.rep.fact("policy/rules=1000", "cpu-ns/op", threadTime(decide, 2000, 15), 5000)
-	b.rep.fact("policy/rules=1000/allocs", "allocs/op", testing.AllocsPerRun(1000, decide), 0.001)
 }
 
 // threadTime returns the nanoseconds of processor time that f takes: the median of batches of n calls each. Processor

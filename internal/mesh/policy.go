@@ -43,14 +43,21 @@ type Policy struct {
 	Key    PolicyKey
 	Scope  PolicyScope
 	Action PolicyAction
-	Rules  []Rule
 	DryRun bool
-	// Hints are one for each rule, or none. They follow from the rules, see policy.Index, and tell nothing of their own.
-	Hints []RuleHint
+	// Index follows from the rules, see policy.Index, and tells nothing of its own. It is empty or that of all rules.
+	Index RuleIndex
+	Rules []Rule
 }
 
 // RuleHint tells at a glance of most connections that a rule does not match that it does not.
-type RuleHint [2]uint64
+type RuleHint [4]uint64
+
+// RuleIndex is the hints of a policy's rules: all in one, and either one after the other or bit by bit.
+type RuleIndex struct {
+	Any     RuleHint   // the bits that some rule has; nothing without an index
+	Rows    []RuleHint // one for each rule
+	Columns []uint64   // for each bit of a hint the set of rules that have it, 64 to a word
+}
 
 // Rule matches when all of its clauses do; a rule without clauses matches everything.
 type Rule []Clause

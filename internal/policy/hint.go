@@ -10,18 +10,26 @@ import (
 // A hint is a row of small sets, one for each thing that a connection has exactly one of. A connection sets one bit in
 // each, chosen by a hash; a rule sets the bits of all values with which it could match, and every bit where it does not
 // say. A rule that lacks a bit of the connection cannot match it. One that has them all still must be asked: values
-// share bits. So most of many rules are passed over at the price of two words each, their order stays, and a hint can
-// be too generous without ever being wrong.
+// share bits. So most of many rules are passed over without being looked at, their order stays, and a hint can be too
+// generous without ever being wrong.
 type field struct{ word, shift, width int }
 
 var (
-	byPrincipal   = field{0, 0, 32}
-	byNamespace   = field{0, 32, 16}
+	byPrincipal   = field{0, 0, 48}
 	byAccount     = field{0, 48, 16}
-	byPort        = field{1, 0, 16}
-	bySource      = field{1, 16, 16}
-	bySourceNet   = field{1, 32, 16}
-	byDestination = field{1, 48, 16}
+	byHead        = field{1, 0, 32}  // of the principal: up to its third slash, "td/ns/NAMESPACE/"
+	byTail        = field{1, 32, 32} // of the principal: after its last slash
+	byNamespace   = field{2, 0, 32}
+	byPort        = field{2, 32, 16}
+	byDestination = field{2, 48, 16}
+	bySource      = field{3, 0, 16}
+	bySourceNet   = field{3, 16, 32}
+	bySourceRange = field{3, 48, 16}
+)
+
+const (
+	fields   = 10
+	hintBits = 256
 )
 
 // The bits below are kept for connections without identity in the fields that ask for one; see hash.
@@ -35,12 +43,38 @@ func netBits(a netip.Addr) int {
 	return 64
 }
 
+// rangeBits is how much of an address bySourceRange looks at.
+func rangeBits(a netip.Addr) int { return netBits(a) - 8 }
+
+// head is a principal, or the beginning of one, up to its third slash. It is nothing if there are fewer, in which case
+// principals that begin so differ in it. Whatever a principal is made of, one that begins with s has s's head.
+func head[T string | []byte](s T) T {
+	slashes := 0
+	for i := range len(s) {
+		if s[i] == '/' {
+			if slashes++; slashes == 3 {
+				return s[:i+1]
+			}
+		}
+	}
+	return s[:0]
+}
+
+// tail is a principal, or the end of one, from its last slash on: nothing if there is none. One that ends with s has s's
+// tail.
+func tail[T string | []byte](s T) T {
+	for i := len(s) - 1; i >= 0; i-- {
+		if s[i] == '/' {
+			return s[i:]
+		}
+	}
+	return s[:0]
+}
+
 func (f field) set(h *mesh.RuleHint, bit int) { h[f.word] |= 1 << (f.shift + bit) }
 
 func (f field) setAll(h *mesh.RuleHint, from int) {
-	for i := from; i < f.width; i++ {
-		f.set(h, i)
-	}
+	h[f.word] |= (1<<f.width - 1<<from) << f.shift
 }
 
 // hash chooses a bit other than anonymous.
@@ -87,50 +121,116 @@ const fewRules = 12
 func worthHints(ps []*mesh.Policy) bool {
 	n := 0
 	for _, p := range ps {
-		if n += len(p.Hints); n > fewRules {
-			return true
+		if len(p.Index.Rows)+len(p.Index.Columns) > 0 {
+			if n += len(p.Rules); n > fewRules {
+				return true
+			}
 		}
 	}
 	return false
 }
 
-// bits is the hint of a connection: the one bit per field that a rule must have.
-func (s *subject) bits() (h mesh.RuleHint) {
-	principal, account := anonymous, anonymous
+// mark sets the bits of a connection: the one per field that a rule must have.
+func (s *subject) mark() {
+	principal, account, first, last := anonymous, anonymous, anonymous, anonymous
 	if !s.anonymous {
 		principal = byPrincipal.hash(sumOf(sumStart, s.principal))
 		account = byAccount.hash(sumOfAccount(s.id.Namespace, s.id.ServiceAccount))
+		first = byHead.hash(sumOf(sumStart, head(s.principal)))
+		last = byTail.hash(sumOf(sumStart, tail(s.principal)))
 	}
-	byPrincipal.set(&h, principal)
-	byAccount.set(&h, account)
-	byNamespace.set(&h, byNamespace.hash(sumOf(sumStart, s.id.Namespace)))
-	byPort.set(&h, byPort.hash(finish(uint64(s.dstPort))))
+	n := 0
+	set := func(f field, bit int) {
+		f.set(&s.hint, bit)
+		s.bits[n] = uint8(64*f.word + f.shift + bit)
+		n++
+	}
+	set(byPrincipal, principal)
+	set(byAccount, account)
+	set(byHead, first)
+	set(byTail, last)
+	set(byNamespace, byNamespace.hash(sumOf(sumStart, s.id.Namespace)))
+	set(byPort, byPort.hash(finish(uint64(s.dstPort))))
 	if s.src.IsValid() {
-		bySource.set(&h, bySource.hash(sumOfAddr(s.src, s.src.BitLen())))
-		bySourceNet.set(&h, bySourceNet.hash(sumOfAddr(s.src, netBits(s.src))))
+		set(bySource, bySource.hash(sumOfAddr(s.src, s.src.BitLen())))
+		set(bySourceNet, bySourceNet.hash(sumOfAddr(s.src, netBits(s.src))))
+		set(bySourceRange, bySourceRange.hash(sumOfAddr(s.src, rangeBits(s.src))))
 	}
 	if s.dst.IsValid() {
-		byDestination.set(&h, byDestination.hash(sumOfAddr(s.dst, s.dst.BitLen())))
+		set(byDestination, byDestination.hash(sumOfAddr(s.dst, s.dst.BitLen())))
 	}
-	return h
+	s.marked = n
 }
 
-// Index derives the hints of a policy's rules, which must not change any more. A policy without hints is judged the
-// same, slower.
+// lacks reports whether a hint lacks one of the connection's bits.
+func (s *subject) lacks(h *mesh.RuleHint) bool {
+	return h[0]&s.hint[0] != s.hint[0] || h[1]&s.hint[1] != s.hint[1] || h[2]&s.hint[2] != s.hint[2] || h[3]&s.hint[3] != s.hint[3]
+}
+
+// passes reports that no rule of an index matches, from one word of it. It costs no call, which matters for many policies.
+func (s *subject) passes(x *mesh.RuleIndex) bool {
+	return x.Any[0]&s.hint[0] != s.hint[0] && x.Any[0] != 0
+}
+
+// manyRules is from how many rules on their hints are kept in columns: a column takes a whole word.
+const manyRules = 33
+
+// Index derives the index of a policy's rules, which must not change any more. A policy without one is judged the same,
+// slower.
 func Index(p *mesh.Policy) {
+	p.Index = mesh.RuleIndex{}
 	if len(p.Rules) == 0 {
 		return
 	}
-	hints := make([]mesh.RuleHint, len(p.Rules))
+	rows := make([]mesh.RuleHint, len(p.Rules))
 	for i, r := range p.Rules {
-		hints[i] = ruleHint(r)
+		rows[i] = ruleHint(r)
+		for w := range rows[i] {
+			p.Index.Any[w] |= rows[i][w]
+		}
 	}
-	p.Hints = hints
+	if len(rows) < manyRules {
+		p.Index.Rows = rows
+		return
+	}
+	p.Index.Columns = columns(rows)
+}
+
+// columns turns rows of bits into columns. The column of a bit is as many words as 64 rules each take.
+func columns(rows []mesh.RuleHint) []uint64 {
+	words := (len(rows) + 63) / 64
+	out := make([]uint64, hintBits*words)
+	var square [64]uint64
+	for at := range words {
+		part := rows[64*at : min(64*at+64, len(rows))]
+		for w := range len(mesh.RuleHint{}) {
+			clear(square[:])
+			for i := range part {
+				square[i] = part[i][w]
+			}
+			transpose(&square)
+			for bit, column := range square {
+				out[(64*w+bit)*words+at] = column
+			}
+		}
+	}
+	return out
+}
+
+// transpose exchanges rows and columns of a square of bits, in halves, quarters and so on.
+func transpose(a *[64]uint64) {
+	for size, mask := 32, uint64(1<<32-1); size > 0; size, mask = size/2, mask^mask<<(size/2) {
+		for i := 0; i < 64; i = (i + size + 1) &^ size {
+			t := (a[i]>>size ^ a[i+size]) & mask
+			a[i] ^= t << size
+			a[i+size] ^= t
+		}
+	}
 }
 
 // ruleHint joins the clauses, which must all hold: what one of them lacks the rule lacks.
 func ruleHint(r mesh.Rule) mesh.RuleHint {
-	h := mesh.RuleHint{^uint64(0), ^uint64(0)}
+	h := mesh.RuleHint{^uint64(0), ^uint64(0), ^uint64(0), ^uint64(0)}
 	for _, c := range r {
 		if len(c) == 0 {
 			continue
@@ -138,11 +238,13 @@ func ruleHint(r mesh.Rule) mesh.RuleHint {
 		var any mesh.RuleHint // the matches of a clause are alternatives
 		for i := range c {
 			m := matchHint(&c[i])
-			any[0] |= m[0]
-			any[1] |= m[1]
+			for w := range m {
+				any[w] |= m[w]
+			}
 		}
-		h[0] &= any[0]
-		h[1] &= any[1]
+		for w := range any {
+			h[w] &= any[w]
+		}
 	}
 	return h
 }
@@ -152,6 +254,8 @@ func matchHint(m *mesh.Match) (h mesh.RuleHint) {
 		return h
 	}
 	texts(&h, byPrincipal, m.Principals, anonymous+1)
+	parts(&h, byHead, m.Principals, mesh.MatchPrefix, head[string])
+	parts(&h, byTail, m.Principals, mesh.MatchSuffix, tail[string])
 	texts(&h, byNamespace, m.Namespaces, 0)
 	if len(m.ServiceAccounts) == 0 {
 		byAccount.setAll(&h, 0)
@@ -167,6 +271,7 @@ func matchHint(m *mesh.Match) (h mesh.RuleHint) {
 	}
 	addresses(&h, bySource, m.SourceIPs, netip.Addr.BitLen)
 	addresses(&h, bySourceNet, m.SourceIPs, netBits)
+	addresses(&h, bySourceRange, m.SourceIPs, rangeBits)
 	addresses(&h, byDestination, m.DestinationIPs, netip.Addr.BitLen)
 	return h
 }
@@ -182,6 +287,25 @@ func texts(h *mesh.RuleHint, f field, ms []mesh.StringMatch, from int) {
 			return
 		}
 		f.set(h, f.hash(sumOf(sumStart, m.Value)))
+	}
+}
+
+// parts sets what ms could match of a part of principals. Besides exact values those of one kind tell of it, if they are
+// long enough.
+func parts(h *mesh.RuleHint, f field, ms []mesh.StringMatch, kind mesh.StringMatchKind, part func(string) string) {
+	if len(ms) == 0 {
+		f.setAll(h, 0)
+	}
+	for _, m := range ms {
+		known := ""
+		if m.Kind == mesh.MatchExact || m.Kind == kind {
+			known = part(m.Value)
+		}
+		if known == "" {
+			f.setAll(h, anonymous+1)
+			return
+		}
+		f.set(h, f.hash(sumOf(sumStart, known)))
 	}
 }
 

@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"math/bits"
 	"net/netip"
 
 	"github.com/isthmus-mesh/isthmus/internal/mesh"
@@ -17,8 +18,12 @@ type subject struct {
 	src, dst  netip.Addr
 	dstPort   uint16
 
-	principal []byte        // "td/ns/NAMESPACE/sa/SERVICE-ACCOUNT"
-	hint      mesh.RuleHint // what a rule's hint must have; nothing until worthHints has looked
+	principal []byte // "td/ns/NAMESPACE/sa/SERVICE-ACCOUNT"
+
+	// What a rule's hint must have: nothing before mark.
+	hint   mesh.RuleHint
+	bits   [fields]uint8 // the same as numbers of columns
+	marked int           // how many there are
 }
 
 // prepare returns the subject of c. The principal is written to b, or elsewhere if b is too small.
@@ -39,19 +44,44 @@ func prepare(c Connection, b []byte) subject {
 
 // matchPolicy returns the index of the first rule that matches, or NoRule.
 func matchPolicy(p *mesh.Policy, s *subject) int {
-	if len(p.Hints) != len(p.Rules) {
+	x := &p.Index
+	switch {
+	case s.marked > 0 && x.Any[0] != 0 && s.lacks(&x.Any): // first, for it is all that most of many policies are asked
+		return NoRule
+	case s.marked > 0 && len(x.Columns) > 0:
+		return sift(p, s)
+	case len(x.Rows) == 0:
 		return scan(p.Rules, s)
 	}
-	for i := range p.Hints {
-		h := &p.Hints[i]
-		if h[0]&s.hint[0] == s.hint[0] && h[1]&s.hint[1] == s.hint[1] && matchRule(p.Rules[i], s) {
+	for i := range x.Rows {
+		if !s.lacks(&x.Rows[i]) && matchRule(p.Rules[i], s) {
 			return i
 		}
 	}
 	return NoRule
 }
 
-// scan is matchPolicy without hints.
+// sift is matchPolicy for many rules: 64 at a time it finds those that have all bits of the connection.
+func sift(p *mesh.Policy, s *subject) int {
+	columns := p.Index.Columns
+	words := len(columns) / hintBits
+	for at := range words {
+		set := ^uint64(0)
+		for _, bit := range s.bits[:s.marked] {
+			if set &= columns[int(bit)*words+at]; set == 0 {
+				break
+			}
+		}
+		for ; set != 0; set &= set - 1 {
+			if i := 64*at + bits.TrailingZeros64(set); matchRule(p.Rules[i], s) {
+				return i
+			}
+		}
+	}
+	return NoRule
+}
+
+// scan is matchPolicy without an index.
 func scan(rules []mesh.Rule, s *subject) int {
 	for i, r := range rules {
 		if matchRule(r, s) {

@@ -71,41 +71,41 @@ func Evaluate(ps []*mesh.Policy, c Connection) Decision {
 	var principal [maxInlinePrincipal]byte
 	s := prepare(c, principal[:0])
 	if worthHints(ps) {
-		s.hint = s.bits()
+		s.mark()
 	}
 	d := Decision{Rule: NoRule}
-	for _, p := range ps {
-		if p.DryRun {
+	constrained, denied := false, false
+	for _, p := range ps { // once over all, for looking at a policy costs more than most decisions about it
+		switch {
+		case p.DryRun:
 			rule := matchPolicy(p, &s)
 			d.DryRun = append(d.DryRun, DryRunResult{Policy: p.Key, Action: p.Action, Matched: rule != NoRule, Rule: rule})
-			continue
-		}
-		if p.Action != mesh.Deny || d.Reason != "" {
-			continue
-		}
-		if rule := matchPolicy(p, &s); rule != NoRule {
-			d.Policy, d.Rule, d.Reason = p.Key, rule, "explicitly denied by: "+p.Key.String()
-		}
-	}
-	if d.Reason != "" {
-		return d
-	}
-	constrained := false
-	for _, p := range ps {
-		if p.DryRun || p.Action != mesh.Allow {
-			continue
-		}
-		constrained = true
-		if rule := matchPolicy(p, &s); rule != NoRule {
-			d.Allowed, d.Policy, d.Rule = true, p.Key, rule
-			return d
+		case denied:
+		case p.Action == mesh.Deny:
+			if s.passes(&p.Index) {
+				continue
+			}
+			if rule := matchPolicy(p, &s); rule != NoRule {
+				denied = true
+				d.Allowed, d.Policy, d.Rule, d.Reason = false, p.Key, rule, "explicitly denied by: "+p.Key.String()
+			}
+		case p.Action == mesh.Allow:
+			constrained = true
+			if d.Allowed || s.passes(&p.Index) {
+				continue
+			}
+			if rule := matchPolicy(p, &s); rule != NoRule {
+				d.Allowed, d.Policy, d.Rule = true, p.Key, rule
+			}
 		}
 	}
-	if constrained {
+	switch {
+	case denied || d.Allowed:
+	case constrained:
 		d.Reason = ReasonNoneAllowed
-		return d
+	default:
+		d.Allowed = true
 	}
-	d.Allowed = true
 	return d
 }
 

@@ -159,7 +159,7 @@ func (g generator) policies() []*mesh.Policy {
 		}
 		rules := g.IntN(3)
 		if g.IntN(3) == 0 {
-			rules = g.IntN(30) // enough for hints to be used
+			rules = g.IntN(150) // enough for each kind of index, and for more than one word in its columns
 		}
 		for range rules {
 			rule := mesh.Rule{}
@@ -214,7 +214,8 @@ func (g generator) text(v string) mesh.StringMatch {
 }
 
 func (g generator) principal() mesh.StringMatch {
-	return g.text(g.pick("td/ns/a/sa/s", "cluster.local/ns/ab/sa/t", "td/", "/sa/s", "spiffe://td/ns/a/sa/s", ""))
+	return g.text(g.pick("td/ns/a/sa/s", "cluster.local/ns/ab/sa/t", "td/", "/sa/s", "spiffe://td/ns/a/sa/s", "", "td/ns/a/", "cluster.local/ns/a", "td/ns/ab/sa/",
+		"ns/a/sa/t", "s", "/"))
 }
 
 func (g generator) account() mesh.ServiceAccountMatch {

@@ -296,7 +296,7 @@ func (b *builder) setPolicy(p *mesh.Policy) {
 	if old != nil {
 		b.unindexPolicy(old)
 	}
-	if p.Hints == nil {
+	if len(p.Index.Rows)+len(p.Index.Columns) == 0 {
 		policy.Index(p)
 	}
 	b.s.policies.set(b.e, p.Key, p)
