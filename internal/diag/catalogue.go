@@ -97,6 +97,7 @@ const (
 	CloudCredentials     Code = "IST3206"
 	CloudDenied          Code = "IST3207"
 	EKSClusterMissing    Code = "IST3208"
+	WhyUnanswered        Code = "IST3230"
 )
 
 // Codes of the lab.
@@ -363,6 +364,9 @@ var catalogue = [...]Entry{
 	{EKSClusterMissing, "the EKS cluster is not in this account and region",
 		"the region, the profile or clusterName is not the one in which the EKS cluster was made.",
 		"check `aws eks list-clusters`, then choose with --region, --profile or clusterName; to make one: isthmus eks manifest | eksctl create cluster -f -"},
+	{WhyUnanswered, "the proxy cannot say whether the connection would pass",
+		"it does not know the source or the destination: a wrong name, a service without that port, or a task that discovery has not seen yet.",
+		"look what it knows: isthmus ztunnel-config services, isthmus ztunnel-config workloads"},
 
 	{LabNotRunning, "the lab is not running",
 		"no lab was started from this state directory, or it has ended.",

@@ -16,7 +16,7 @@ import (
 	"github.com/isthmus-mesh/isthmus/internal/gateway"
 	"github.com/isthmus-mesh/isthmus/internal/hbone"
 	"github.com/isthmus-mesh/isthmus/internal/telemetry"
-	"github.com/isthmus-mesh/isthmus/internal/xds"
+	"github.com/isthmus-mesh/isthmus/internal/xds/local"
 )
 
 // Tuning are the settings of sockets and tunnels.
@@ -162,7 +162,7 @@ func (e *environment) local(c *Config) {
 		}
 		text = string(b)
 	}
-	u, err := xds.ParseLocal([]byte(text))
+	u, err := local.Parse([]byte(text))
 	if err != nil {
 		e.fail(key, "%v", err)
 		return

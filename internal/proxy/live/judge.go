@@ -75,14 +75,14 @@ func (j *Judge) Decide(ctx context.Context, c *Conn, snap *state.Snapshot, rec *
 // policies in responses of their own. A verdict that they could change waits for them a while.
 func (j *Judge) decide(ctx context.Context, c *Conn, snap *state.Snapshot) (policy.Decision, []mesh.PolicyKey) {
 	d, missing := j.ask(snap, c)
-	if len(missing) == 0 || final(d) {
+	if len(missing) == 0 || d.Final() {
 		return d, nil
 	}
 	t := time.NewTimer(j.Wait)
 	defer t.Stop()
-	for len(missing) > 0 && !final(d) {
+	for len(missing) > 0 && !d.Final() {
 		changed := j.Store.PoliciesChanged()
-		if d, missing = j.ask(j.Store.Snapshot(), c); len(missing) == 0 || final(d) {
+		if d, missing = j.ask(j.Store.Snapshot(), c); len(missing) == 0 || d.Final() {
 			return d, nil
 		}
 		select {
@@ -93,14 +93,11 @@ func (j *Judge) decide(ctx context.Context, c *Conn, snap *state.Snapshot) (poli
 		}
 		break
 	}
-	if d.Allowed && !j.AllowMissing {
-		d = policy.Decision{Rule: policy.NoRule, Policy: missing[0], DryRun: d.DryRun, Reason: "policy of the workload is not known: " + missing[0].String()}
+	if !j.AllowMissing {
+		d = d.Without(missing)
 	}
 	return d, missing
 }
-
-// final reports a verdict that further policies cannot change: a policy has denied.
-func final(d policy.Decision) bool { return !d.Allowed && d.Policy != (mesh.PolicyKey{}) }
 
 func allowedWord(allowed bool) string {
 	if allowed {
@@ -126,7 +123,7 @@ func (j *Judge) Watch(ctx context.Context) {
 			d, missing := j.ask(snap, c)
 			switch {
 			case d.Allowed:
-			case len(missing) == 0 || final(d) || overdue:
+			case len(missing) == 0 || d.Final() || overdue:
 				c.Stop(ErrPolicyChange, d)
 			default:
 				waiting = true

@@ -22,7 +22,7 @@ func TestFinal(t *testing.T) {
 		"explicitly denied": {selected(mesh.Deny, mesh.Rule{}), true},
 		"allowed":           {selected(mesh.Allow, mesh.Rule{}), false},
 	} {
-		if got := final(policy.Evaluate(c.ps, policy.Connection{})); got != c.want {
+		if got := policy.Evaluate(c.ps, policy.Connection{}).Final(); got != c.want {
 			t.Errorf("%s: final = %v, want %v", name, got, c.want)
 		}
 	}
