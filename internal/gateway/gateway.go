@@ -17,12 +17,14 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/isthmus-mesh/isthmus/internal/hbone"
 	"github.com/isthmus-mesh/isthmus/internal/mesh"
 	"github.com/isthmus-mesh/isthmus/internal/policy"
 	"github.com/isthmus-mesh/isthmus/internal/proxy/accept"
+	"github.com/isthmus-mesh/isthmus/internal/proxy/failover"
 	"github.com/isthmus-mesh/isthmus/internal/proxy/live"
 	"github.com/isthmus-mesh/isthmus/internal/proxy/relay"
 	"github.com/isthmus-mesh/isthmus/internal/proxy/route"
@@ -54,7 +56,8 @@ type Config struct {
 	// means 2s. Then it is refused, or, with AllowMissingPolicies, judged without them.
 	PolicyWait           time.Duration
 	AllowMissingPolicies bool
-	LogDecisions         bool // log each verdict of the policies at info instead of debug
+	EndpointWait         time.Duration // as proxy.Config's
+	LogDecisions         bool          // log each verdict of the policies at info instead of debug
 
 	// Dial makes connections to backends, by name or address; nil means a plain dialer.
 	Dial func(ctx context.Context, network, addr string) (net.Conn, error)
@@ -72,6 +75,7 @@ const (
 	defaultMaxConnections = 65_536
 	helloTimeout          = 10 * time.Second
 	connectTimeout        = 10 * time.Second
+	setupTimeout          = 18 * time.Second // of a tunnel, until its answer: ztunnel as the client waits for 20 s
 	defaultGrace          = 5 * time.Second
 )
 
@@ -82,13 +86,14 @@ var errTooManyTunnels = errors.New("too many inbound tunnels")
 
 // Gateway routes between networks.
 type Gateway struct {
-	cfg    Config
-	server *hbone.Server              // nil without an HBONE listener
-	slots  chan struct{}              // one token per connection that was accepted
-	tunnel chan struct{}              // one token per tunnel, over all connections
-	serves func(hostname string) bool // nil serves all
-	live   live.Registry
-	judge  *live.Judge // nil without an HBONE listener
+	cfg       Config
+	server    *hbone.Server              // nil without an HBONE listener
+	slots     chan struct{}              // one token per connection that was accepted
+	tunnel    chan struct{}              // one token per tunnel, over all connections
+	serves    func(hostname string) bool // nil serves all
+	live      live.Registry
+	judge     *live.Judge         // nil without an HBONE listener
+	endpoints *failover.Endpoints // the same
 }
 
 // New returns a Gateway.
@@ -123,6 +128,7 @@ func New(cfg Config) (*Gateway, error) {
 	}
 	g.judge = &live.Judge{Store: cfg.Store, Live: &g.live, Wait: cfg.PolicyWait, AllowMissing: cfg.AllowMissingPolicies, LogVerdicts: cfg.LogDecisions, Log: cfg.Log,
 		Now: func(s *state.Snapshot, _ *mesh.Workload) *mesh.Workload { return g.self(s) }}
+	g.endpoints = failover.New(cfg.Store, cfg.EndpointWait, cfg.Metrics)
 	var err error
 	g.server, err = hbone.NewServer(hbone.ServerConfig{Certificate: cfg.Certs, Handler: g.serveTunnel, VerifyPeer: cfg.VerifyPeer,
 		TLS: cfg.TLS, Limits: cfg.Limits, Log: cfg.Log})
@@ -250,10 +256,11 @@ func (g *Gateway) serveTunnel(ctx context.Context, s *hbone.ServerStream) {
 	}
 	snap := g.cfg.Store.Snapshot()
 	source := s.Get(headerSource)
-	out, err := route.ResolveGateway(snap, route.GatewayQuery{
+	q := route.GatewayQuery{
 		Network: g.cfg.Network, Self: g.cfg.Self, Authority: s.Authority(),
 		Processed: source == "waypoint" || source == "gateway", Serves: g.serves, Rand: rand.Uint64N,
-	})
+	}
+	out, err := route.ResolveGateway(snap, q)
 	if err != nil {
 		status := http.StatusServiceUnavailable
 		if r, ok := errors.AsType[*route.Rejection](err); ok {
@@ -267,7 +274,7 @@ func (g *Gateway) serveTunnel(ctx context.Context, s *hbone.ServerStream) {
 	if out.Service != nil {
 		rec.Service, rec.ServiceName = out.Service.Key, out.Service.Name
 	}
-	setup, cancel := context.WithCancel(ctx)
+	setup, cancel := context.WithTimeout(ctx, setupTimeout)
 	defer cancel()
 	c := &live.Conn{Ask: policy.Connection{Source: s.Peer(), SourceAddr: rec.SrcAddr, DestinationAddr: rec.DstAddr}, Dst: g.cfg.Self}
 	defer g.live.Add(c)()
@@ -281,7 +288,7 @@ func (g *Gateway) serveTunnel(ctx context.Context, s *hbone.ServerStream) {
 		fail(http.StatusUnauthorized, err)
 		return
 	}
-	up, err := g.dial(setup, out.Addr.String())
+	up, err := g.connect(setup, rec, q, out)
 	if err != nil {
 		if ruling, cause := c.Stopped(); cause != nil {
 			rec.Policy, rec.Rule, err = ruling.Policy, ruling.Rule, cause
@@ -297,6 +304,23 @@ func (g *Gateway) serveTunnel(ctx context.Context, s *hbone.ServerStream) {
 	}
 	cancel() // a context costs about 1 KiB, for hours
 	report.Transfer(c, &relay.Pipe{Down: down, Up: up})
+}
+
+// connect connects to the workload that was chosen or, if it is gone, to another of its service.
+func (g *Gateway) connect(ctx context.Context, rec *telemetry.Conn, q route.GatewayQuery, out route.Outbound) (*net.TCPConn, error) {
+	return failover.Connect(ctx, g.endpoints, out, failover.Attempt[*net.TCPConn]{
+		Connect: func(ctx context.Context, out route.Outbound) (*net.TCPConn, error) {
+			rec.Destination = telemetry.PartyOf(out.Upstream)
+			return g.dial(ctx, out.Addr.String())
+		},
+		Route: func(_ context.Context, failed []*mesh.Workload) (route.Outbound, error) {
+			q.Exclude = failed
+			return route.ResolveGateway(g.cfg.Store.Snapshot(), q)
+		},
+		Gone: func(err error, _ route.Outbound) bool {
+			return !errors.Is(err, syscall.EMFILE) && !errors.Is(err, syscall.ENFILE)
+		},
+	})
 }
 
 func (g *Gateway) dial(ctx context.Context, addr string) (*net.TCPConn, error) {

@@ -133,7 +133,7 @@ func TestRollingDeployment(t *testing.T) {
 		meshtest.Eventually(t, "calls to the old task", func() bool { return calls.Load() > before+10 || t.Failed() })
 		old.cancel(nil)
 		meshtest.Closes(t, "the old task stops", old.done)
-		meshtest.Eventually(t, "a call that waits for the new task", func() bool { return len(w.client.proxy.waits) > 0 || t.Failed() })
+		meshtest.Eventually(t, "a call that waits for the new task", func() bool { return w.client.proxy.endpoints.Waiting() > 0 || t.Failed() })
 		w.store.Apply(mesh.Update{Workloads: []*mesh.Workload{task}})
 		before = calls.Load()
 		meshtest.Eventually(t, "calls to the new task", func() bool { return calls.Load() > before+10 || t.Failed() })

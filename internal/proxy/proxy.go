@@ -27,6 +27,7 @@ import (
 	"github.com/isthmus-mesh/isthmus/internal/logattr"
 	"github.com/isthmus-mesh/isthmus/internal/mesh"
 	"github.com/isthmus-mesh/isthmus/internal/proxy/accept"
+	"github.com/isthmus-mesh/isthmus/internal/proxy/failover"
 	"github.com/isthmus-mesh/isthmus/internal/proxy/live"
 	"github.com/isthmus-mesh/isthmus/internal/state"
 	"github.com/isthmus-mesh/isthmus/internal/telemetry"
@@ -117,7 +118,6 @@ const (
 	handshakeTimeout      = 10 * time.Second // a client's SOCKS or HTTP handshake
 	setupTimeout          = 45 * time.Second // everything before bytes flow, as an upper bound
 	defaultGrace          = 5 * time.Second
-	defaultEndpointWait   = 3 * time.Second
 )
 
 // Listeners are where connections come from; a nil one is not served. Run closes them.
@@ -130,14 +130,14 @@ type Listeners struct {
 
 // Proxy serves one workload.
 type Proxy struct {
-	cfg    Config
-	pool   *hbone.Pool
-	server *hbone.Server
-	live   live.Registry
-	judge  *live.Judge
-	slots  chan struct{} // one token per connection that was accepted
-	tunnel chan struct{} // one token per inbound tunnel
-	waits  chan struct{} // one token per connection that waits for an endpoint
+	cfg       Config
+	pool      *hbone.Pool
+	server    *hbone.Server
+	live      live.Registry
+	judge     *live.Judge
+	slots     chan struct{} // one token per connection that was accepted
+	tunnel    chan struct{} // one token per inbound tunnel
+	endpoints *failover.Endpoints
 }
 
 // New returns a Proxy that is ready to Run.
@@ -164,15 +164,12 @@ func New(cfg Config) (*Proxy, error) {
 	if cfg.PolicyWait == 0 {
 		cfg.PolicyWait = live.DefaultPolicyWait
 	}
-	if cfg.EndpointWait == 0 {
-		cfg.EndpointWait = defaultEndpointWait
-	}
 	if cfg.MaxConnections == 0 {
 		cfg.MaxConnections = DefaultMaxConnections
 	}
 	p := &Proxy{
 		cfg: cfg, slots: make(chan struct{}, cfg.MaxConnections), tunnel: make(chan struct{}, cfg.MaxConnections),
-		waits: make(chan struct{}, maxEndpointWaits),
+		endpoints: failover.New(cfg.Store, cfg.EndpointWait, cfg.Metrics),
 	}
 	p.judge = &live.Judge{Store: cfg.Store, Live: &p.live, Wait: cfg.PolicyWait, AllowMissing: cfg.AllowMissingPolicies, LogVerdicts: cfg.LogDecisions, Log: cfg.Log}
 	return p, p.tunnels()

@@ -5,11 +5,14 @@ import (
 	"net"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
 	"github.com/isthmus-mesh/isthmus/internal/meshtest"
+	"github.com/isthmus-mesh/isthmus/internal/state"
 	"github.com/isthmus-mesh/isthmus/internal/xds"
 )
 
@@ -69,4 +72,40 @@ func TestRollingUpgrade(t *testing.T) {
 	}
 	close(done)
 	<-watched
+}
+
+// TestBackoff: while istiod cannot be reached, it is asked less and less often, from 10 ms to 15 s apart.
+func TestBackoff(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var asked []time.Time
+		cfg := xds.Config{Address: "istiod.test:15012", ServerName: meshtest.IstiodName, Roots: meshtest.NewCA(t).RootsFunc, ClusterID: "Kubernetes",
+			Sink: state.NewStore(), Log: meshtest.Discard()}
+		cfg.Dial = func(context.Context, string, string) (net.Conn, error) {
+			asked = append(asked, time.Now())
+			return nil, errNotDialled
+		}
+		c, err := xds.New(cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() { ended <- c.Run(ctx) }()
+		time.Sleep(2 * time.Minute) // of the bubble's clock
+		cancel()
+		if err := <-ended; err != nil {
+			t.Errorf("Run() = %v", err)
+		}
+		synctest.Wait()
+		want := 10 * time.Millisecond
+		for i := 1; i < len(asked); i++ {
+			if got := asked[i].Sub(asked[i-1]); got != want {
+				t.Errorf("the wait before attempt %d is %v, want %v", i+1, got, want)
+			}
+			want = min(2*want, 15*time.Second)
+		}
+		if n := len(asked); n < 15 || n > 20 {
+			t.Errorf("%d attempts in two minutes, want 11 that grow to 15 s and one each 15 s after that", n)
+		}
+	})
 }

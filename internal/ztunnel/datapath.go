@@ -15,6 +15,7 @@ import (
 	"github.com/isthmus-mesh/isthmus/internal/capture/redirect"
 	"github.com/isthmus-mesh/isthmus/internal/gateway"
 	"github.com/isthmus-mesh/isthmus/internal/hbone"
+	"github.com/isthmus-mesh/isthmus/internal/proxy/failover"
 	"github.com/isthmus-mesh/isthmus/internal/telemetry"
 	"github.com/isthmus-mesh/isthmus/internal/xds/local"
 )
@@ -65,7 +66,7 @@ func (e *environment) dataPath(c *Config) {
 		e.fail("ISTHMUS_MISSING_POLICY", "%q is neither deny nor allow", v)
 	}
 	c.PolicyWait = max(e.duration("ISTHMUS_POLICY_WAIT", defaultPolicyWait), time.Millisecond)
-	if c.EndpointWait = e.duration("ISTHMUS_ENDPOINT_WAIT", defaultEndpointWait); c.EndpointWait <= 0 {
+	if c.EndpointWait = e.duration("ISTHMUS_ENDPOINT_WAIT", failover.DefaultWait); c.EndpointWait <= 0 {
 		c.EndpointWait = -1
 	}
 	c.MetricIdle = max(e.duration("ISTHMUS_METRIC_IDLE", telemetry.DefaultMetricIdle), time.Second)
@@ -140,7 +141,6 @@ const (
 	defaultKeepAliveProbes = 9
 	maxKeepAlive           = 32767 * time.Second
 	defaultPolicyWait      = 2 * time.Second
-	defaultEndpointWait    = 3 * time.Second
 )
 
 // local reads a static mesh. It is read once: what changes comes from istiod.

@@ -5,6 +5,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
@@ -122,4 +123,54 @@ func TestGatewayMissingPolicy(t *testing.T) {
 	n.istiod.Set(gw)
 	meshtest.Eventually(t, "the gateway refuses", func() bool { _, _, code := n.call(t); return code == 56 })
 	n.gateway.logs(t, "error\taccess\tconnection complete", "policy of the workload is not known: istio-system/strict", "reason=DENY")
+}
+
+// The gateway takes a tunnel to another workload if one is gone, and waits for one if all are.
+func TestGatewayFailover(t *testing.T) {
+	n := newNetworks(t)
+	key := mesh.ServiceKey{Namespace: "ecs-demo-1", Hostname: echoHost}
+	echo := workload("echo-1", "ecs-demo-1", "echo", echoIP, key)
+	gone := workload("echo-0", "ecs-demo-1", "echo", netip.MustParseAddr("10.1.0.77"), key)
+	gone.Capacity = 1 << 30 // all but sure to be chosen first
+	n.istiod.Set(gone)
+	meshtest.Eventually(t, "the gateway chooses what is gone, and then what is not", func() bool {
+		if out, errOut, code := n.call(t); out != "hello" {
+			t.Fatalf("curl = %d, %q", code, errOut)
+		}
+		_, dump, err := n.gateway.get(mesh.AdminPort, "/config_dump")
+		return err == nil && strings.Contains(dump, "echo-0")
+	})
+	if out, errOut, code := n.call(t); out != "hello" {
+		t.Errorf("curl = %d, %q", code, errOut)
+	}
+	n.istiod.Remove(echo.UID)
+	meshtest.Eventually(t, "a call finds all gone", func() bool {
+		if _, _, code := n.call(t); code == 0 {
+			return false // the removal is on its way
+		}
+		return n.gateway.waits(t, "none") == 1
+	})
+	answered := make(chan string, 1)
+	go func() {
+		out, _, _ := n.call(t)
+		answered <- out
+	}()
+	refused := len(n.gateway.out.String())
+	n.istiod.Set(echo)
+	if out := <-answered; out != "hello" {
+		t.Errorf("the call that waited got %q; the gateway's log: %s", out, n.gateway.out.String()[refused:])
+	}
+}
+
+// waits returns how many connections waited for an endpoint, with an outcome.
+func (r *running) waits(t *testing.T, outcome string) (n int) {
+	t.Helper()
+	_, text, err := r.get(mesh.MetricsPort, "/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(text) {
+		_, _ = fmt.Sscanf(line, `isthmus_proxy_endpoint_waits_total{outcome="`+outcome+`"} %d`, &n)
+	}
+	return n
 }
