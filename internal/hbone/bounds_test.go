@@ -1,7 +1,9 @@
 package hbone
 
 import (
+	"bytes"
 	"context"
+	"strings"
 	"testing"
 	"time"
 )
@@ -48,5 +50,35 @@ func TestUnreadBytesAreBounded(t *testing.T) {
 	}
 	if n := w.accepted(); n != 1 {
 		t.Errorf("%d connections, want 1", n)
+	}
+}
+
+// A peer may open so many tunnels on a connection; one more is refused, and the others live on.
+func TestServerStreamsAreBounded(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, hold, options{})
+	r := dialRaw(t, w)
+	for i := range uint32(serverStreams) {
+		r.connect(2*i + 1)
+	}
+	r.headers(2*serverStreams+1, false, ":method", "CONNECT", ":authority", "x:1")
+	r.wantReset(2*serverStreams+1, RefusedStream)
+}
+
+// An answer whose fields are larger than any is refused, compressed or not.
+func TestAnswerFieldsAreBounded(t *testing.T) {
+	t.Parallel()
+	many := func(n int) []byte { return append(fieldBlock(":status", "200"), bytes.Repeat(fieldBlock("content-type", strings.Repeat("x", 100)), n)...) }
+	for name, block := range map[string][]byte{
+		"fits":        many(clientHeaders / 200),
+		"one field":   fieldBlock(":status", "200", "a", strings.Repeat("a", clientHeaders)),
+		"many fields": many(clientHeaders / 100),
+	} {
+		w := rawServer(t, nil, func(r *raw, id uint32) {
+			_, _ = r.c.Write(appendHeaderBlock(nil, block, id, false, defaultMaxFrame))
+		})
+		if _, _, err := w.pool.Connect(t.Context(), w.key(), Request{Authority: "x:1"}); (err == nil) != (name == "fits") {
+			t.Errorf("%s: %v", name, err)
+		}
 	}
 }
