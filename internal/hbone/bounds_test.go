@@ -68,7 +68,9 @@ func TestServerStreamsAreBounded(t *testing.T) {
 // An answer whose fields are larger than any is refused, compressed or not.
 func TestAnswerFieldsAreBounded(t *testing.T) {
 	t.Parallel()
-	many := func(n int) []byte { return append(fieldBlock(":status", "200"), bytes.Repeat(fieldBlock("content-type", strings.Repeat("x", 100)), n)...) }
+	many := func(n int) []byte {
+		return append(fieldBlock(":status", "200"), bytes.Repeat(fieldBlock("content-type", strings.Repeat("x", 100)), n)...)
+	}
 	for name, block := range map[string][]byte{
 		"fits":        many(clientHeaders / 200),
 		"one field":   fieldBlock(":status", "200", "a", strings.Repeat("a", clientHeaders)),
