@@ -190,6 +190,7 @@ func TestBadAnswersAreRefused(t *testing.T) {
 			{"garbage", "no certificate found", answer("x", "y")},
 			{"a key", `unexpected PEM block "X"`, answer("-----BEGIN X-----\n-----END X-----\n", root)},
 			{"an endless chain", "more than 16", answer(strings.Split(strings.Repeat(root+"|", 20), "|")...)},
+			{"a bundle without end", "more than 64", answer(root, strings.Repeat(root, 65))},
 			{"other roots", "under the returned roots", signerFunc(func(ctx context.Context, csr []byte, ttl time.Duration, id mesh.Identity) ([]string, error) {
 				chain, err := ca.Sign(ctx, csr, ttl, id)
 				if err != nil {

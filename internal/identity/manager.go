@@ -80,6 +80,9 @@ type entry struct {
 	backoff  time.Duration
 }
 
+// defaultConcurrency is how many certificates are asked for at once.
+const defaultConcurrency = 8
+
 // NewManager returns a Manager that has no identities yet.
 func NewManager(cfg Config) (*Manager, error) {
 	switch {
@@ -92,7 +95,7 @@ func NewManager(cfg Config) (*Manager, error) {
 		cfg.TTL = 24 * time.Hour
 	}
 	if cfg.Concurrency == 0 {
-		cfg.Concurrency = 8
+		cfg.Concurrency = defaultConcurrency
 	}
 	if cfg.Timeout == 0 {
 		cfg.Timeout = 20 * time.Second

@@ -79,7 +79,7 @@ const (
 func Explain(ps []*mesh.Policy, c Connection) Explanation {
 	e := Explanation{Decision: Evaluate(ps, c)}
 	s := prepare(c, nil)
-	s.hint = s.bits()
+	s.mark()
 	for _, action := range []mesh.PolicyAction{mesh.Deny, mesh.Allow} {
 		for _, p := range ps {
 			if p.Action != action {

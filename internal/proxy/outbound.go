@@ -148,6 +148,9 @@ func (p *Proxy) connect(ctx context.Context, rec *telemetry.Conn, r request, loc
 	key := hbone.Key{Source: local.Identity(), Peers: out.Peers, Addr: out.Addr, SourceIP: sourceIP(local, rec.SrcAddr)}
 	req := hbone.Request{Authority: out.Authority, Header: hs}
 	outer, resp, err := p.pool.Connect(ctx, key, req)
+	if errors.Is(err, hbone.ErrPoolFull) {
+		p.cfg.Metrics.LimitReached("hbone-pool")
+	}
 	if err != nil {
 		return nil, resp.Peer, err
 	}

@@ -103,6 +103,7 @@ type Config struct {
 // TunnelConfig says how tunnels are made and accepted. Zero values mean hbone's defaults.
 type TunnelConfig struct {
 	MaxStreams  int           // per pooled connection
+	MaxConns    int           // pooled
 	IdleTimeout time.Duration // of a pooled connection
 	Limits      hbone.Limits
 	TLS         hbone.TLSPolicy
@@ -180,7 +181,7 @@ func (p *Proxy) tunnels() (err error) {
 	t := p.cfg.Tunnel
 	p.pool, err = hbone.NewPool(hbone.PoolConfig{
 		Certificate: p.cfg.Certs, VerifyPeer: t.verify(telemetry.Source), TLS: t.TLS, Limits: t.Limits,
-		MaxStreams: t.MaxStreams, IdleTimeout: t.IdleTimeout, Log: p.cfg.Log,
+		MaxStreams: t.MaxStreams, MaxConns: t.MaxConns, IdleTimeout: t.IdleTimeout, Log: p.cfg.Log,
 		Dial: func(ctx context.Context, k hbone.Key) (net.Conn, error) {
 			return p.cfg.Dial(ctx, DialRequest{Addr: k.Addr})
 		},

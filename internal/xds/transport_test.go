@@ -201,3 +201,16 @@ func (b *lockedBuffer) String() string {
 	defer b.mu.Unlock()
 	return b.b.String()
 }
+
+// The reasons of a refusal are for people: a few of them are sent.
+func TestRejectionIsShort(t *testing.T) {
+	istiod := meshtest.NewIstiod(t, nil)
+	for i := range 50 {
+		istiod.SetRaw(xds.AddressType, fmt.Sprintf("bad-%02d", i), []byte{0xff})
+	}
+	start(t, istiod, nil)
+	meshtest.Eventually(t, "a refusal", func() bool { return len(istiod.Rejections()) > 0 })
+	if text := istiod.Rejections()[0]; strings.Count(text, "bad-") != 20 || !strings.HasSuffix(text, "and 30 more") {
+		t.Errorf("the refusal = %q", text)
+	}
+}

@@ -1,6 +1,7 @@
 package ztunnel
 
 import (
+	"bytes"
 	"net/netip"
 	"strings"
 	"testing"
@@ -96,5 +97,29 @@ func TestRootsAndTokens(t *testing.T) {
 	}
 	if tokenOf("") != nil {
 		t.Error("no token is not nil")
+	}
+}
+
+// On demand, names could not be answered; see docs/decisions/0005. Who asks for it is told, in every role and without DNS
+// and SOCKS too, and nothing is started.
+func TestOnDemandIsRefused(t *testing.T) {
+	for _, env := range [][]string{
+		{}, {"PROXY_MODE=dedicated", "PROXY_WORKLOAD_INFO=a/b/c"}, {"PROXY_MODE=gateway", "POD_NAMESPACE=a", "SERVICE_ACCOUNT=b"},
+		{"ISTIO_META_DNS_CAPTURE=false", "UNSTABLE_ENABLE_SOCKS5=false"},
+	} {
+		if _, err := ParseConfig(env); err != nil {
+			t.Fatal(err)
+		}
+		_, err := ParseConfig(append(env, "XDS_ON_DEMAND=true"))
+		if err == nil || !strings.Contains(err.Error(), "XDS_ON_DEMAND: is not supported: the whole mesh is held instead") {
+			t.Errorf("%q with XDS_ON_DEMAND = %v", env, err)
+		}
+		if _, err := ParseConfig(append(env, "XDS_ON_DEMAND=false")); err != nil {
+			t.Errorf("XDS_ON_DEMAND=false = %v", err)
+		}
+	}
+	var out, errOut bytes.Buffer
+	if code := Main([]string{"proxy"}, []string{"XDS_ON_DEMAND=true"}, &out, &errOut); code != 1 || !strings.Contains(errOut.String(), "XDS_ON_DEMAND") {
+		t.Errorf("proxy = %d, %q", code, errOut.String())
 	}
 }

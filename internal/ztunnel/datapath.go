@@ -5,7 +5,6 @@ import (
 	"maps"
 	"net"
 	"net/netip"
-	"os"
 	"runtime"
 	"slices"
 	"strconv"
@@ -25,6 +24,7 @@ type Tuning struct {
 	KeepAlive      net.KeepAliveConfig
 	UserTimeout    time.Duration // TCP_USER_TIMEOUT; 0 sets none
 	PoolStreams    int           // per pooled HBONE connection
+	PoolConns      int           // pooled HBONE connections, per workload
 	PoolIdle       time.Duration // until an unused one is closed
 	Limits         hbone.Limits
 	TLS            hbone.TLSPolicy
@@ -112,6 +112,7 @@ func (e *environment) tuning(c *Config) {
 		t.UserTimeout = t.KeepAlive.Idle + time.Duration(t.KeepAlive.Count)*t.KeepAlive.Interval
 	}
 	t.PoolStreams = e.integer("POOL_MAX_STREAMS_PER_CONNECTION", 0, 1, 1<<16)
+	t.PoolConns = e.integer("ISTHMUS_MAX_POOLED_CONNECTIONS", 0, 1, 1<<24)
 	t.PoolIdle = e.duration("POOL_UNUSED_RELEASE_TIMEOUT", 0)
 	t.Limits = hbone.Limits{
 		StreamWindow: e.integer("HTTP2_STREAM_WINDOW_SIZE", 0, 1, 1<<31-1), FrameSize: e.integer("HTTP2_FRAME_SIZE", 0, 1, 1<<31-1),
@@ -155,7 +156,7 @@ func (e *environment) local(c *Config) {
 		return
 	case path != "":
 		key = "LOCAL_XDS_PATH"
-		b, err := os.ReadFile(path)
+		b, err := readLimited(path, local.MaxBytes)
 		if err != nil {
 			e.fail(key, "%v", err)
 			return

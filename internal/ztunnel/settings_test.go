@@ -36,10 +36,10 @@ func TestTuning(t *testing.T) {
 		t.Errorf("defaults (-want +got):\n%s", diff)
 	}
 	got := parse(t, "KEEPALIVE_ENABLED=false", "KEEPALIVE_TIME=10s", "KEEPALIVE_INTERVAL=2s", "KEEPALIVE_RETRIES=3", "USER_TIMEOUT_ENABLED=true",
-		"POOL_MAX_STREAMS_PER_CONNECTION=7", "POOL_UNUSED_RELEASE_TIMEOUT=1m", "HTTP2_STREAM_WINDOW_SIZE=100000", "HTTP2_CONNECTION_WINDOW_SIZE=400000",
+		"POOL_MAX_STREAMS_PER_CONNECTION=7", "ISTHMUS_MAX_POOLED_CONNECTIONS=9", "POOL_UNUSED_RELEASE_TIMEOUT=1m", "HTTP2_STREAM_WINDOW_SIZE=100000", "HTTP2_CONNECTION_WINDOW_SIZE=400000",
 		"HTTP2_FRAME_SIZE=32768", "LOCALHOST_APP_TUNNEL=false", "TLS12_ENABLED=true").Tuning
 	want = Tuning{KeepAlive: net.KeepAliveConfig{Idle: 10 * time.Second, Interval: 2 * time.Second, Count: 3}, UserTimeout: 16 * time.Second,
-		PoolStreams: 7, PoolIdle: time.Minute, Limits: hbone.Limits{StreamWindow: 100000, ConnWindow: 400000, FrameSize: 32768}, TLS: hbone.TLSPolicy{TLS12: true}}
+		PoolStreams: 7, PoolConns: 9, PoolIdle: time.Minute, Limits: hbone.Limits{StreamWindow: 100000, ConnWindow: 400000, FrameSize: 32768}, TLS: hbone.TLSPolicy{TLS12: true}}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("all set (-want +got):\n%s", diff)
 	}

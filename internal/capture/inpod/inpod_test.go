@@ -417,3 +417,24 @@ func FuzzDecodeRequest(f *testing.F) {
 		}
 	})
 }
+
+// A proxy that takes nothing is given so many changes, and the agent is told that it takes no more.
+func TestQueueIsBounded(t *testing.T) {
+	s, err := NewServer(ServerConfig{Path: filepath.Join(t.TempDir(), "zds.sock"), Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &serverConn{queue: make(chan *change, maxQueued), done: make(chan struct{})}
+	for range maxQueued {
+		c.queue <- &change{}
+	}
+	s.conns = append(s.conns, c)
+	ns, err := os.Open("/proc/self/ns/net")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ns.Close()
+	if err := s.Add(t.Context(), Workload{UID: "a", Name: "a", Namespace: "b", ServiceAccount: "c"}, ns); err == nil || !strings.Contains(err.Error(), "too many changes") {
+		t.Errorf("Add() = %v", err)
+	}
+}

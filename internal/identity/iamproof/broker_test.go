@@ -11,6 +11,8 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -358,5 +360,21 @@ func TestRejectedTokenIsReplaced(t *testing.T) {
 	c.Rejected("token-1")
 	if got := get(); got != "token-2" {
 		t.Errorf("Token() after a rejection = %s, want another", got)
+	}
+}
+
+// The token for the credentials endpoint is one line of a few KiB.
+func TestAuthTokenFileIsBounded(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "token")
+	if err := os.WriteFile(path, []byte(strings.Repeat("t", 16<<10+1)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	env := map[string]string{"AWS_CONTAINER_CREDENTIALS_FULL_URI": "http://127.0.0.1:1/", "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE": path}
+	p, err := iamproof.CredentialsFromEnvironment(func(k string) string { return env[k] })
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.Retrieve(t.Context()); err == nil || !strings.Contains(err.Error(), "does not hold a single-line token") {
+		t.Errorf("Retrieve() = %v", err)
 	}
 }
