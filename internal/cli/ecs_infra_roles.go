@@ -119,7 +119,7 @@ func eventsOf(cfg config.Config, account string) awsadmin.Events {
 		clusters = append(clusters, arn("ecs", "cluster/"+name))
 	}
 	return awsadmin.Events{Name: eventsName(cfg), QueueARN: arn("sqs", eventsName(cfg)), RuleARN: arn("events", "rule/"+eventsName(cfg)), Tags: madeBy(cfg),
-		Pattern: map[string]any{"source": []any{"aws.ecs"}, "detail-type": []any{"ECS Task State Change", "ECS Service Action"},
+		Pattern: map[string]any{"source": []any{"aws.ecs"}, "detail-type": []any{"ECS Task State Change", "ECS Container Instance State Change", "ECS Service Action"},
 			"detail": map[string]any{"clusterArn": clusters}}}
 }
 

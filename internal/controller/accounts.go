@@ -149,8 +149,10 @@ func (a *accounts) run(ctx context.Context) error {
 		wanted, wantedQueues := map[*ecs.Reflector]bool{}, map[settings.Events]settings.Account{}
 		for _, s := range a.list() {
 			wanted[s.reflector] = true
-			if s.account.Events != nil && a.cfg.Queue != nil {
-				wantedQueues[*s.account.Events] = s.account
+			if e := s.account.Events; e != nil && a.cfg.Queue != nil {
+				if _, ok := wantedQueues[*e]; !ok || e.OwnedBy(s.id) {
+					wantedQueues[*e] = s.account // whose role reads it
+				}
 			}
 		}
 		for r := range wanted {

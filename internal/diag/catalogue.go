@@ -27,6 +27,7 @@ const (
 	ServiceAccountAbsent Code = "IST1106"
 	ServiceWithoutPorts  Code = "IST1107"
 	NetworkModePlain     Code = "IST1108"
+	ExternalTask         Code = "IST1109"
 	DeletionHeld         Code = "IST1201"
 	WriteRefused         Code = "IST1202"
 	MeshCRDMissing       Code = "IST1203"
@@ -104,6 +105,7 @@ const (
 	CloudCredentials     Code = "IST3206"
 	CloudDenied          Code = "IST3207"
 	EKSClusterMissing    Code = "IST3208"
+	WhyUnanswered        Code = "IST3230"
 )
 
 // Codes of the lab.
@@ -182,6 +184,9 @@ var catalogue = [...]Entry{
 	{NetworkModePlain, "tasks in bridge or host network mode are served without mTLS",
 		"such tasks have no address of their own, so no proxy can stand in front of them.",
 		"use networkMode awsvpc in the task definition."},
+	{ExternalTask, "tasks of launch type EXTERNAL are not in the mesh",
+		"they run on hosts of one's own (ECS Anywhere), in bridge or host network mode, and AWS tells no address of these hosts.",
+		"run them on Fargate or EC2; or write a WorkloadEntry with the address of the host by hand, without the controller's labels."},
 	{DeletionHeld, "a change that would remove many workloads is held back",
 		"the new picture of the account lacks more workloads than deletionLimitPercent allows at once, which is more often a fault than an intention.",
 		"if it is intended, set the annotation isthmus.dev/allow-deletions=ACCOUNT on the ConfigMap isthmus-controller in istio-system, or raise deletionLimitPercent."},
@@ -391,6 +396,9 @@ var catalogue = [...]Entry{
 	{EKSClusterMissing, "the EKS cluster is not in this account and region",
 		"the region, the profile or clusterName is not the one in which the EKS cluster was made.",
 		"check `aws eks list-clusters`, then choose with --region, --profile or clusterName; to make one: isthmus eks manifest | eksctl create cluster -f -"},
+	{WhyUnanswered, "the proxy cannot say whether the connection would pass",
+		"it does not know the source or the destination: a wrong name, a service without that port, or a task that discovery has not seen yet.",
+		"look what it knows: isthmus ztunnel-config services, isthmus ztunnel-config workloads"},
 
 	{LabNotRunning, "the lab is not running",
 		"no lab was started from this state directory, or it has ended.",

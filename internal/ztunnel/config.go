@@ -56,6 +56,7 @@ type Config struct {
 	SpoofSource        bool
 	Redirect           bool // dedicated mode: redirect the connections of the own network namespace to this proxy
 	ResponseBaggage    bool
+	LogDecisions       bool // of policies, at info instead of debug
 	InpodSocket        string
 	PortReuse          bool
 	MaxConnections     int

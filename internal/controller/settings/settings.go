@@ -117,6 +117,9 @@ func (e Events) QueueRegion() string {
 	return ""
 }
 
+// OwnedBy reports whether the queue is one of the account's, by its URL.
+func (e Events) OwnedBy(account string) bool { return strings.Contains(e.QueueURL, "/"+account+"/") }
+
 // Duration is a time.Duration that is written as 10s.
 type Duration time.Duration
 
