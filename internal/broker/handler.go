@@ -46,7 +46,11 @@ func (b *Broker) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Cache-Control", "no-store")
 	if refused == nil {
-		b.log.Info("token issued", slog.String("source", source), slog.Any("token", answer))
+		proof := "signature"
+		if r.URL.Path == webidentity.TokenPath {
+			proof = "web-identity" // which task it is was said, not proved
+		}
+		b.log.Info("token issued", slog.String("source", source), slog.String("proof", proof), slog.Any("token", answer))
 		_, _ = w.Write(body)
 	} else {
 		outcome.Code = refused.Code

@@ -54,7 +54,8 @@ type app struct {
 	kubeCtx    string
 	profile    string
 	region     string
-	events     bool // --events, where a command has it
+	events     bool   // --events, where a command has it
+	webMesh    string // --web-identity, where a command has it
 	color      output.Choice
 	istioctl   bool // called by the name istioctl
 }
@@ -199,6 +200,7 @@ func (a *app) load() (config.Config, error) {
 		return config.Config{}, diag.Wrap(diag.ConfigInvalid, err)
 	}
 	c.Events = c.Events || a.events
+	c.WebIdentity = cmp.Or(a.webMesh, c.WebIdentity)
 	c.Profile, c.Region = cmp.Or(a.profile, c.Profile), cmp.Or(a.region, c.Region)
 	return c, c.Validate()
 }

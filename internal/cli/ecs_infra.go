@@ -31,6 +31,7 @@ func (a *app) ecsInfra() *cobra.Command {
   the security group                   port 15008 from the VPC
   the log group                        ` + workshop.LogGroup + `
   with --events                        a rule and a queue by which ECS tells the controller of changes at once
+  with --web-identity                  the task role may have web identity tokens, for this mesh and one minute only
 
 What is as it should be is left alone, so that the command can be repeated. Without a subcommand it applies.`,
 		Example: "  isthmus ecs infra plan\n  isthmus ecs infra apply\n  isthmus ecs infra apply --events\n  isthmus ecs infra destroy --yes",
@@ -40,6 +41,8 @@ What is as it should be is left alone, so that the command can be repeated. With
 	c.RunE = a.runInfra(func() bool { return dryRun })
 	c.Flags().BoolVar(&dryRun, "dry-run", false, "the same as plan")
 	a.eventsFlag(c.PersistentFlags())
+	c.PersistentFlags().StringVar(&a.webMesh, "web-identity", "", "let the task role prove itself by web identity tokens to the mesh of this trust domain (default webIdentity of the configuration)")
+	c.PersistentFlags().Lookup("web-identity").NoOptDefVal = mesh.DefaultTrustDomain
 	return c
 }
 

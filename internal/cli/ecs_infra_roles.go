@@ -2,9 +2,11 @@ package cli
 
 import (
 	"fmt"
+	"strconv"
 
 	awsadmin "github.com/isthmus-mesh/isthmus/internal/awsapi/admin"
 	"github.com/isthmus-mesh/isthmus/internal/config"
+	"github.com/isthmus-mesh/isthmus/internal/identity/webidentity"
 )
 
 func securityGroup(cfg config.Config) string { return "ecs-" + cfg.ClusterName + "-sg" }
@@ -30,6 +32,14 @@ func infraRoles(cfg config.Config, account string) (roles []awsadmin.Role, contr
 		discovery = append(discovery, statement("Events", []string{"sqs:ReceiveMessage", "sqs:DeleteMessage", "sqs:ChangeMessageVisibility", "sqs:GetQueueAttributes"},
 			[]string{eventsOf(cfg, account).QueueARN}, nil))
 	}
+	task := []map[string]any{
+		statement("Exec", []string{"ssmmessages:CreateControlChannel", "ssmmessages:CreateDataChannel", "ssmmessages:OpenControlChannel", "ssmmessages:OpenDataChannel"}, []string{"*"}, nil),
+		statement("Logs", []string{"logs:CreateLogGroup", "logs:CreateLogStream", "logs:PutLogEvents"}, []string{arn("logs", "log-group:/ecs/*")}, nil),
+		statement("Images", []string{"ecr:GetAuthorizationToken", "ecr:BatchCheckLayerAvailability", "ecr:GetDownloadUrlForLayer", "ecr:BatchGetImage"}, []string{"*"}, nil),
+	}
+	if cfg.WebIdentity != "" {
+		task = append(task, statement("WebIdentity", []string{"sts:GetWebIdentityToken"}, []string{"*"}, tokenConditions(cfg.WebIdentity)))
+	}
 	return []awsadmin.Role{
 		{
 			Path: "/", Name: cfg.ControllerRoleName(), Description: "isthmus-controller in EKS", Tags: madeBy(cfg), KeepTrust: true,
@@ -47,12 +57,19 @@ func infraRoles(cfg config.Config, account string) (roles []awsadmin.Role, contr
 			Trust: trust(map[string]any{"Service": "ecs-tasks.amazonaws.com"}, map[string]any{
 				"StringEquals": map[string]any{"aws:SourceAccount": account},
 				"ArnLike":      map[string]any{"aws:SourceArn": arn("ecs", "*")}}),
-			Inline: map[string]map[string]any{"Task": document(
-				statement("Exec", []string{"ssmmessages:CreateControlChannel", "ssmmessages:CreateDataChannel", "ssmmessages:OpenControlChannel", "ssmmessages:OpenDataChannel"}, []string{"*"}, nil),
-				statement("Logs", []string{"logs:CreateLogGroup", "logs:CreateLogStream", "logs:PutLogEvents"}, []string{arn("logs", "log-group:/ecs/*")}, nil),
-				statement("Images", []string{"ecr:GetAuthorizationToken", "ecr:BatchCheckLayerAvailability", "ecr:GetDownloadUrlForLayer", "ecr:BatchGetImage"}, []string{"*"}, nil))},
+			Inline: map[string]map[string]any{"Task": document(task...)},
 		},
 	}, controllerARN
+}
+
+// tokenConditions allow exactly the tokens that ztunnel asks for. The audience is a list: without Null, none at all would do.
+func tokenConditions(meshAudience string) map[string]any {
+	return map[string]any{
+		"ForAllValues:StringLike": map[string]any{"sts:IdentityTokenAudience": webidentity.AudiencePattern(meshAudience)},
+		"Null":                    map[string]any{"sts:IdentityTokenAudience": "false"},
+		"NumericLessThanEquals":   map[string]any{"sts:DurationSeconds": strconv.Itoa(webidentity.AskedSeconds)},
+		"StringEquals":            map[string]any{"sts:SigningAlgorithm": webidentity.AskedAlgorithm},
+	}
 }
 
 func trust(principal, condition map[string]any) map[string]any {

@@ -88,6 +88,7 @@ type Cloud struct {
 	front  *awsserver.Server
 	faults *awsserver.Faults
 	iam    *iam.Service
+	sts    *sts.STS
 	ecs    *ecs.Service
 	eks    *eks.Service
 }
@@ -167,13 +168,13 @@ func (c *Cloud) join(cfg Config) error {
 	if err != nil {
 		return err
 	}
-	stsSvc, err := sts.New(sts.Config{IAM: c.iam})
+	c.sts, err = sts.New(sts.Config{IAM: c.iam, Now: cfg.Now})
 	if err != nil {
 		return err
 	}
 	c.faults = awsserver.NewFaults(cfg.Now)
 	c.front, err = awsserver.New(awsserver.Config{Authority: c.iam, Faults: c.faults, Now: cfg.Now, Log: cfg.Log,
-		Services: append([]awsserver.Service{stsSvc, c.iam.API(), c.ecs.API(), ec2Svc.API(), c.eks.API(), logSvc.API(),
+		Services: append([]awsserver.Service{c.sts.API(), c.iam.API(), c.ecs.API(), ec2Svc.API(), c.eks.API(), logSvc.API(),
 			queues.API(), bus.API()}, stacks.APIs()...)})
 	return err
 }
@@ -189,10 +190,15 @@ func (b ecsBus) Publish(account, region, detailType string, resources []string, 
 // Run runs services and tasks until ctx ends, then ends them all.
 func (c *Cloud) Run(ctx context.Context) error { return c.ecs.Run(ctx) }
 
-// ServeHTTP answers AWS calls, and the data channels of ECS Exec, which carry their own token instead of a signature.
+// ServeHTTP answers AWS calls, and what is not signed: the data channels of ECS Exec, which carry their own token, and
+// the public documents of the issuers of web identity tokens, for requests whose Host is an issuer's.
 func (c *Cloud) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if strings.HasPrefix(r.URL.Path, ecs.DataChannelPath) {
 		c.ecs.ServeDataChannel(w, r)
+		return
+	}
+	if sts.IsIssuer(r) {
+		c.sts.ServeIssuer(w, r)
 		return
 	}
 	c.front.ServeHTTP(w, r)

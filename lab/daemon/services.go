@@ -93,8 +93,8 @@ func (d *Daemon) installController(stepCtx context.Context, c clusterParts, appl
 			"AWS_REGION":       Region,
 			"AWS_ENDPOINT_URL": awsURL(),
 		},
-		// Tasks sign their proofs for the real STS of the region; only this endpoint knows their keys.
-		Args: []string{"--sts-endpoint=" + awsURL()},
+		// Tasks sign their proofs for the real STS of the region; only this endpoint knows their keys, and those of issuers.
+		Args: []string{"--sts-endpoint=" + awsURL(), "--web-identity-endpoint=" + awsURL()},
 	}.Render()
 	if err != nil {
 		return err

@@ -78,6 +78,7 @@ func TestGuide(t *testing.T) {
 		{"SharedHost", testSharedHost},
 		{"Life", testLife},
 		{"Outage", testOutage},
+		{"WebIdentity", testWebIdentity},
 		{"Cleanup", testCleanup},
 	} {
 		if !t.Run(part.name, func(t *testing.T) { part.test(t, w) }) && !failed {

@@ -23,10 +23,13 @@ import (
 	"github.com/isthmus-mesh/isthmus/internal/identity/iamproof"
 )
 
-// What a token is asked for: the shortest life that AWS offers, as it is used at once, and the smaller signature.
+// What is asked of STS; policies of task roles may allow just that.
 const (
-	askedSeconds  = 60
-	askAlgorithm  = es384
+	// AskedSeconds is the life of a token: the shortest that AWS offers, as it is used at once.
+	AskedSeconds = 60
+	// AskedAlgorithm is that of the smaller signature.
+	AskedAlgorithm = es384
+
 	askTimeout    = 10 * time.Second
 	maxSTSAnswer  = 64 << 10
 	maxAudience   = 255 // of the mesh; with the prefix and the hash well below AWS's limit of 1,000
@@ -117,7 +120,7 @@ func (c *Client) token(ctx context.Context, audience string) (string, error) {
 	}
 	body := url.Values{
 		"Action": {"GetWebIdentityToken"}, "Version": {"2011-06-15"}, "Audience.member.1": {audience},
-		"DurationSeconds": {strconv.Itoa(askedSeconds)}, "SigningAlgorithm": {askAlgorithm},
+		"DurationSeconds": {strconv.Itoa(AskedSeconds)}, "SigningAlgorithm": {AskedAlgorithm},
 	}.Encode()
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, c.url, strings.NewReader(body))
 	if err != nil {

@@ -29,6 +29,8 @@ func (s *Service) API() awsserver.Service {
 		"ListPolicyVersions": s.listPolicyVersions, "DeletePolicyVersion": s.deletePolicyVersion,
 		"AttachRolePolicy": s.attachRolePolicy, "DetachRolePolicy": s.detachRolePolicy,
 		"ListAttachedRolePolicies": s.listAttachedRolePolicies, "ListInstanceProfilesForRole": s.listInstanceProfilesForRole,
+		"EnableOutboundWebIdentityFederation": s.enableFederation, "DisableOutboundWebIdentityFederation": s.disableFederation,
+		"GetOutboundWebIdentityFederationInfo": s.federationInfo,
 	}
 	svc := awsserver.Service{
 		Name: "iam", Protocol: awsserver.Query, Version: "2010-05-08", Namespace: "https://iam.amazonaws.com/doc/2010-05-08/",

@@ -47,6 +47,8 @@ type account struct {
 	id       string
 	roles    map[string]*role   // by name
 	policies map[string]*policy // customer managed, by ARN
+
+	federation federation
 }
 
 // role is an IAM role.
