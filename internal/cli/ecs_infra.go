@@ -32,7 +32,10 @@ func (a *app) ecsInfra() *cobra.Command {
   the log group                        ` + workshop.LogGroup + `
   with --events                        a rule and a queue by which ECS tells the controller of changes at once
 
-What is as it should be is left alone, so that the command can be repeated. Without a subcommand it applies.`,
+What is as it should be is left alone, so that the command can be repeated; what has changed since is corrected: trust and
+inline policies, further policies of roles that isthmus made, rules of the security group beside the mesh's port, and the
+role of the controller's pod identity. What is listed under keep in isthmus.yaml stays. Of roles that others made, further
+policies are told and left. Without a subcommand it applies.`,
 		Example: "  isthmus ecs infra plan\n  isthmus ecs infra apply\n  isthmus ecs infra apply --events\n  isthmus ecs infra destroy --yes",
 	}
 	c.AddCommand(a.infraPlan(), a.infraApply(), a.infraDestroy())
@@ -69,11 +72,31 @@ func (a *app) runInfra(dryRun func() bool) func(*cobra.Command, []string) error 
 		for _, change := range changes {
 			a.Printf("%s%s\n", change, dryRunMark(dryRun()))
 		}
+		if err == nil {
+			err = a.tellForeignRights(cmd.Context(), admin, cfg)
+		}
 		if err == nil && len(changes) == 0 {
 			a.Notef("everything is in place")
 		}
 		return err
 	}
+}
+
+// tellForeignRights notes what roles of others have too much.
+func (a *app) tellForeignRights(ctx context.Context, admin *awsadmin.Client, cfg config.Config) error {
+	account, _, err := admin.Account(ctx)
+	if err != nil {
+		return awsError(err)
+	}
+	roles, _ := infraRoles(cfg, account)
+	if cfg.Home != nil {
+		roles, _ = externalRoles(cfg, account, "")
+	}
+	notes, err := foreignRights(ctx, admin, roles)
+	for _, n := range notes {
+		a.Notef("%s, more than the mesh needs; it stays", n)
+	}
+	return err
 }
 
 // infraPlanFile is what `infra plan -o json` prints.
@@ -83,6 +106,7 @@ type infraPlanFile struct {
 	Account    string            `json:"account"`
 	Region     string            `json:"region"`
 	Changes    []string          `json:"changes"`
+	Rights     []string          `json:"rights,omitempty"` // of roles of others, more than needed
 	Roles      []infraRole       `json:"roles"`
 	OpenPort   int               `json:"openPort"`
 	Names      map[string]string `json:"names"`
@@ -119,6 +143,9 @@ func (a *app) infraPlan() *cobra.Command {
 			out := infraPlanFile{APIVersion: config.APIVersion, Kind: "InfraPlan", Account: account, Region: cfg.Region, Changes: append([]string{}, changes...),
 				OpenPort: mesh.HBONEPort, Names: map[string]string{"securityGroup": securityGroup(cfg), "logGroup": workshop.LogGroup}}
 			roles, _ := infraRoles(cfg, account)
+			if out.Rights, err = foreignRights(cmd.Context(), admin, roles); err != nil {
+				return err
+			}
 			for _, r := range roles {
 				out.Roles = append(out.Roles, infraRole{Name: r.Name, Path: r.Path, Trust: r.Trust, Policies: r.Inline})
 			}
@@ -158,8 +185,8 @@ func (a *app) infra(ctx context.Context, admin *awsadmin.Client, cfg config.Conf
 	if err != nil {
 		return changes, awsError(err)
 	}
-	if associated {
-		changes = append(changes, "associate role "+cfg.ControllerRoleName()+" with service account "+systemNamespace+"/"+controllerName)
+	if associated != "" {
+		changes = append(changes, associated)
 		a.Notef("restart a controller that runs already: kubectl rollout restart -n %s deployment/%s", systemNamespace, controllerName)
 	}
 	vpcRange, err := admin.VPCRange(ctx, eks.VPC)
@@ -177,6 +204,11 @@ func (a *app) infra(ctx context.Context, admin *awsadmin.Client, cfg config.Conf
 		changes = append(changes, opened...)
 		if err != nil {
 			return changes, awsError(err)
+		}
+		closed, err := closeGroup(ctx, admin, cfg, eks.VPC, dryRun)
+		changes = append(changes, closed...)
+		if err != nil {
+			return changes, err
 		}
 	}
 	found, err := admin.FindLogGroup(ctx, workshop.LogGroup)

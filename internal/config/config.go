@@ -60,6 +60,9 @@ type Config struct {
 	Gateway string `json:"gateway"`
 	// Events has ECS tell the controller of changes, by EventBridge and SQS, instead of waiting for the next sweep.
 	Events bool `json:"events,omitempty"`
+	// Keep is what `isthmus ecs infra apply` leaves though it did not make it: policies of roles by name or ARN, and rules
+	// of the security group in the words of `infra plan`, such as "tcp port 443 from 10.0.0.0/8".
+	Keep []string `json:"keep,omitempty"`
 	// ProxyImage is the image of ztunnel in ECS tasks.
 	ProxyImage string `json:"proxyImage"`
 
