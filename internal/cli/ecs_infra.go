@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -39,7 +40,7 @@ policies are told and left. Without a subcommand it applies.`,
 		Example: "  isthmus ecs infra plan\n  isthmus ecs infra apply\n  isthmus ecs infra apply --events\n  isthmus ecs infra destroy --yes",
 	}
 	c.AddCommand(a.infraPlan(), a.infraApply(), a.infraDestroy())
-	c.Args = group(&cobra.Command{Use: "infra"}).Args
+	c.Args = subcommandArgs
 	c.RunE = a.runInfra(func() bool { return dryRun })
 	c.Flags().BoolVar(&dryRun, "dry-run", false, "the same as plan")
 	a.eventsFlag(c.PersistentFlags())
@@ -52,10 +53,13 @@ func (a *app) eventsFlag(flags *pflag.FlagSet) {
 }
 
 func (a *app) infraApply() *cobra.Command {
-	return &cobra.Command{
+	var dryRun bool
+	c := &cobra.Command{
 		Use: "apply", Short: "Make what is missing and correct what differs", Args: noArgs,
-		Example: "  isthmus ecs infra apply", RunE: a.runInfra(func() bool { return false }),
+		Example: "  isthmus ecs infra apply\n  isthmus ecs infra apply --dry-run", RunE: a.runInfra(func() bool { return dryRun }),
 	}
+	c.Flags().BoolVar(&dryRun, "dry-run", false, "the same as plan")
+	return c
 }
 
 func (a *app) runInfra(dryRun func() bool) func(*cobra.Command, []string) error {
@@ -68,9 +72,16 @@ func (a *app) runInfra(dryRun func() bool) func(*cobra.Command, []string) error 
 		if err != nil {
 			return err
 		}
-		changes, err := a.infra(cmd.Context(), admin, cfg, dryRun())
+		var changes []string
+		err = a.Patiently("compare the account with what it should be", func() (err error) {
+			changes, err = a.infra(cmd.Context(), admin, cfg, dryRun())
+			return err
+		})
 		for _, change := range changes {
 			a.Printf("%s%s\n", change, dryRunMark(dryRun()))
+		}
+		if slices.ContainsFunc(changes, func(c string) bool { return strings.HasPrefix(c, "associate ") }) {
+			a.Notef("restart a controller that runs already: kubectl rollout restart -n %s deployment/%s", systemNamespace, controllerName)
 		}
 		if err == nil {
 			err = a.tellForeignRights(cmd.Context(), admin, cfg)
@@ -187,7 +198,6 @@ func (a *app) infra(ctx context.Context, admin *awsadmin.Client, cfg config.Conf
 	}
 	if associated != "" {
 		changes = append(changes, associated)
-		a.Notef("restart a controller that runs already: kubectl rollout restart -n %s deployment/%s", systemNamespace, controllerName)
 	}
 	vpcRange, err := admin.VPCRange(ctx, eks.VPC)
 	if err != nil {

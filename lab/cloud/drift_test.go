@@ -148,3 +148,26 @@ func TestInfrastructureKeeps(t *testing.T) { //nolint:tparallel // it sets the e
 		t.Errorf("destroy did:\n%s", out)
 	}
 }
+
+// TestDeployDryRun checks that a dry run of deploy makes nothing and says what deploy then makes.
+func TestDeployDryRun(t *testing.T) { //nolint:tparallel // it sets the environment
+	l := newLab(t)
+	isthmus := l.commandLine("none")
+	isthmus(0, "ecs", "infra", "apply")
+	looked := isthmus(0, "ecs", "deploy", "--dry-run")
+	if again := isthmus(0, "ecs", "deploy", "--dry-run"); again != looked {
+		t.Errorf("a dry run changed something:\n%s\nbefore:\n%s", again, looked)
+	}
+	if out := must(l.ecs().ListClusters(t.Context(), nil))(t); len(out.ClusterArns) != 0 {
+		t.Errorf("a dry run made %v", out.ClusterArns)
+	}
+	made := isthmus(0, "ecs", "deploy", "--wait=false")
+	// Only AWS numbers revisions.
+	plain := strings.NewReplacer(" (dry run)", "", ":1 registered", " registered")
+	if plain.Replace(looked) != plain.Replace(made) || strings.Count(made, "created") != 6 || strings.Count(made, "registered") != 2 {
+		t.Errorf("deploy made:\n%s\nand had said:\n%s", made, looked)
+	}
+	if again := isthmus(0, "ecs", "deploy", "--dry-run"); strings.Contains(again, "dry run") || strings.Count(again, "unchanged") != 8 {
+		t.Errorf("afterwards a dry run says:\n%s", again)
+	}
+}
