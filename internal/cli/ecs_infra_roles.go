@@ -26,6 +26,10 @@ func infraRoles(cfg config.Config, account string) (roles []awsadmin.Role, contr
 		statement("DescribeInCluster", []string{"ecs:DescribeServices", "ecs:DescribeTasks"},
 			[]string{arn("ecs", "service/"+prefix+"/*"), arn("ecs", "task/"+prefix+"/*")}, nil),
 	}
+	if cfg.EC2Hosts {
+		discovery = append(discovery, statement("HostsInCluster", []string{"ecs:DescribeContainerInstances"}, []string{arn("ecs", "container-instance/"+prefix+"/*")}, nil),
+			statement("Hosts", []string{"ec2:DescribeInstances"}, []string{"*"}, nil))
+	}
 	if cfg.Events {
 		discovery = append(discovery, statement("Events", []string{"sqs:ReceiveMessage", "sqs:DeleteMessage", "sqs:ChangeMessageVisibility", "sqs:GetQueueAttributes"},
 			[]string{eventsOf(cfg, account).QueueARN}, nil))

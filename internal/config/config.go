@@ -60,6 +60,9 @@ type Config struct {
 	Gateway string `json:"gateway"`
 	// Events has ECS tell the controller of changes, by EventBridge and SQS, instead of waiting for the next sweep.
 	Events bool `json:"events,omitempty"`
+	// EC2Hosts lets discovery read the EC2 hosts of tasks in bridge and host network mode, which are plain endpoints at the
+	// addresses of these.
+	EC2Hosts bool `json:"ec2Hosts,omitempty"`
 	// Keep is what `isthmus ecs infra apply` leaves though it did not make it: policies of roles by name or ARN, and rules
 	// of the security group in the words of `infra plan`, such as "tcp port 443 from 10.0.0.0/8".
 	Keep []string `json:"keep,omitempty"`

@@ -1,6 +1,7 @@
 package cloud_test
 
 import (
+	"net/url"
 	"os"
 	"strings"
 	"testing"
@@ -169,5 +170,30 @@ func TestDeployDryRun(t *testing.T) { //nolint:tparallel // it sets the environm
 	}
 	if again := isthmus(0, "ecs", "deploy", "--dry-run"); strings.Contains(again, "dry run") || strings.Count(again, "unchanged") != 8 {
 		t.Errorf("afterwards a dry run says:\n%s", again)
+	}
+}
+
+// TestHostsAreReadOnlyWhereWanted checks that discovery's rights to read EC2 hosts come and go with the configuration.
+func TestHostsAreReadOnlyWhereWanted(t *testing.T) { //nolint:tparallel // it sets the environment
+	l := newLab(t)
+	isthmus := l.commandLine("none")
+	rights := func() string {
+		out := must(l.iam().GetRolePolicy(t.Context(), &awsiam.GetRolePolicyInput{RoleName: aws.String("istiod-local"), PolicyName: aws.String("Discovery")}))(t)
+		return must(url.QueryUnescape(*out.PolicyDocument))(t)
+	}
+	isthmus(0, "ecs", "infra", "apply")
+	if text := rights(); strings.Contains(text, "ec2:") || strings.Contains(text, "ContainerInstances") {
+		t.Errorf("discovery may read hosts that nobody wants read: %s", text)
+	}
+	if err := os.WriteFile("isthmus.yaml", []byte("apiVersion: isthmus.dev/v1alpha1\nkind: Config\nec2Hosts: true\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if out := isthmus(0, "ecs", "infra", "apply"); out != "put policy Discovery on role istiod-local\n" {
+		t.Errorf("apply did:\n%s", out)
+	}
+	for _, want := range []string{`"ecs:DescribeContainerInstances"`, `container-instance/ecs-demo-*/*`, `"ec2:DescribeInstances"`} {
+		if !strings.Contains(rights(), want) {
+			t.Errorf("discovery's policy lacks %s: %s", want, rights())
+		}
 	}
 }
