@@ -165,7 +165,7 @@ ECS tasks beside the pods of an EKS cluster, under one unmodified istiod.`,
 	}
 	root.SetFlagErrorFunc(flagError)
 	group(root, a.versionCommand(), a.configCommand(), a.labCommand(), a.ecsCommand(), a.eksCommand(), a.installCommand(), a.checkCommand(),
-		a.ztunnelConfigCommand(), a.workshopCommand(), exitCodesTopic())
+		a.ztunnelConfigCommand(), a.whyCommand(), a.workshopCommand(), exitCodesTopic())
 	a.complete(root)
 	return root
 }
@@ -226,7 +226,7 @@ func exitCodesTopic() *cobra.Command {
   0    it worked
   1    it failed
   2    the command line is wrong
-  3    it ran and found something unexpected (workshop, check)
+  3    it ran and found something unexpected (workshop, check), or the connection is denied (why)
   4    the cluster or AWS cannot be reached, or does not allow it
   130  interrupted
 

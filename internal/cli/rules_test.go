@@ -16,14 +16,14 @@ import (
 var (
 	writing = []string{"authz-workshop", "config init", "ecs add-service", "ecs cleanup", "ecs deploy", "ecs infra", "ecs infra apply", "ecs infra destroy",
 		"ecs namespaces", "ecs register", "ecs remove-service", "install"}
-	reading = []string{"check", "config view", "ecs call", "ecs exec", "ecs infra plan", "ecs plan", "ecs render", "ecs status", "eks manifest", "exit-codes", "version",
-		"ztunnel-config all", "ztunnel-config certificates", "ztunnel-config policies", "ztunnel-config services", "ztunnel-config workloads"}
+	reading = []string{"check", "config view", "ecs call", "ecs exec", "ecs infra plan", "ecs plan", "ecs render", "ecs status", "eks manifest", "exit-codes", "version", "why",
+		"ztunnel-config all", "ztunnel-config certificates", "ztunnel-config policies", "ztunnel-config services", "ztunnel-config why", "ztunnel-config workloads"}
 	foreign = []string{"lab"} // another program's, with its own rules
 
 	// structured commands print something that programs read too. The others print text that is a format of its own (a
 	// manifest, a task definition, a file), another program's output, or what they did.
-	structured = []string{"authz-workshop", "check", "config view", "ecs infra plan", "ecs plan", "ecs status", "version",
-		"ztunnel-config certificates", "ztunnel-config policies", "ztunnel-config services", "ztunnel-config workloads"}
+	structured = []string{"authz-workshop", "check", "config view", "ecs infra plan", "ecs plan", "ecs status", "version", "why",
+		"ztunnel-config certificates", "ztunnel-config policies", "ztunnel-config services", "ztunnel-config why", "ztunnel-config workloads"}
 	deleting = []string{"ecs cleanup", "ecs infra destroy"} // what cannot be taken back asks for --yes
 )
 

@@ -16,7 +16,7 @@ import (
 	"github.com/isthmus-mesh/isthmus/internal/gateway"
 	"github.com/isthmus-mesh/isthmus/internal/hbone"
 	"github.com/isthmus-mesh/isthmus/internal/telemetry"
-	"github.com/isthmus-mesh/isthmus/internal/xds"
+	"github.com/isthmus-mesh/isthmus/internal/xds/local"
 )
 
 // Tuning are the settings of sockets and tunnels.
@@ -52,6 +52,7 @@ func (e *environment) dataPath(c *Config) {
 	}
 	c.SpoofSource = e.boolean("ENABLE_ORIG_SRC", captured)
 	c.ResponseBaggage = e.boolean("ENABLE_RESPONSE_BAGGAGE", true)
+	c.LogDecisions = e.boolean("AUTHZ_POLICY_INFO_LOGGING", false)
 	c.InpodSocket = e.or("INPOD_UDS", defaultInpodSocket)
 	c.PortReuse = e.boolean("INPOD_PORT_REUSE", true)
 	c.MaxConnections = e.integer("ISTHMUS_MAX_CONNECTIONS", 0, 1, 1<<24)
@@ -161,7 +162,7 @@ func (e *environment) local(c *Config) {
 		}
 		text = string(b)
 	}
-	u, err := xds.ParseLocal([]byte(text))
+	u, err := local.Parse([]byte(text))
 	if err != nil {
 		e.fail(key, "%v", err)
 		return

@@ -31,7 +31,7 @@ func (a *app) adminServer(ctx context.Context, shutdown func()) (*admin.Server, 
 	}
 	return admin.New(admin.Config{
 		Admin: ls[0], Metrics: ls[1], Readiness: ls[2],
-		Dump: a.dump, Levels: a.levels, Shutdown: shutdown, Ready: a.ready,
+		Dump: a.dump, Why: a.why, Levels: a.levels, Shutdown: shutdown, Ready: a.ready,
 		Gather: telemetry.MetricsHandler(a.reg, a.metrics), Log: a.log.With(logattr.Scope("admin")),
 	})
 }

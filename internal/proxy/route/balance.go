@@ -181,3 +181,27 @@ func (q Query) reach(e *state.Endpoint, svc *mesh.Service, port, target uint16) 
 	}
 	return up
 }
+
+// Target is a workload with the address and port of its application.
+type Target struct {
+	Workload *mesh.Workload
+	Addr     netip.AddrPort
+}
+
+// Targets returns the endpoints of svc of a network that a connection to port can end at, whatever their rank, in no
+// particular order.
+func Targets(s *state.Snapshot, svc *mesh.Service, network string, port uint16) []Target {
+	target, known := svc.Ports[port]
+	if !known {
+		return nil
+	}
+	var out []Target
+	eps := s.Endpoints(svc.Key)
+	for i := range eps {
+		w := eps[i].Workload
+		if p := targetPort(&eps[i], port, target); p != 0 && w.Network == network && len(w.Addresses) > 0 {
+			out = append(out, Target{w, netip.AddrPortFrom(w.Addresses[0], p)})
+		}
+	}
+	return out
+}

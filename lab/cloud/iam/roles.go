@@ -40,6 +40,9 @@ func (s *Service) createRole(acct *account, r *awsserver.Request) (any, error) {
 	if err := validName("roleName", name); err != nil {
 		return nil, err
 	}
+	if len(name) > maxRoleName {
+		return nil, awsserver.Errorf("ValidationError", "1 validation error detected: Value at 'roleName' failed to satisfy constraint: Member must have length less than or equal to %d", maxRoleName)
+	}
 	if err := validPath(path); err != nil {
 		return nil, err
 	}
