@@ -28,6 +28,10 @@ func infraRoles(cfg config.Config, account string) (roles []awsadmin.Role, contr
 		statement("DescribeInCluster", []string{"ecs:DescribeServices", "ecs:DescribeTasks"},
 			[]string{arn("ecs", "service/"+prefix+"/*"), arn("ecs", "task/"+prefix+"/*")}, nil),
 	}
+	if cfg.EC2Hosts {
+		discovery = append(discovery, statement("HostsInCluster", []string{"ecs:DescribeContainerInstances"}, []string{arn("ecs", "container-instance/"+prefix+"/*")}, nil),
+			statement("Hosts", []string{"ec2:DescribeInstances"}, []string{"*"}, nil))
+	}
 	if cfg.Events {
 		discovery = append(discovery, statement("Events", []string{"sqs:ReceiveMessage", "sqs:DeleteMessage", "sqs:ChangeMessageVisibility", "sqs:GetQueueAttributes"},
 			[]string{eventsOf(cfg, account).QueueARN}, nil))
@@ -42,18 +46,18 @@ func infraRoles(cfg config.Config, account string) (roles []awsadmin.Role, contr
 	}
 	return []awsadmin.Role{
 		{
-			Path: "/", Name: cfg.ControllerRoleName(), Description: "isthmus-controller in EKS", Tags: madeBy(cfg), KeepTrust: true,
+			Path: "/", Name: cfg.ControllerRoleName(), Description: "isthmus-controller in EKS", Tags: madeBy(cfg), Owner: managedTag, Keep: kept(cfg), KeepTrust: true,
 			Trust: trust(map[string]any{"Service": "pods.eks.amazonaws.com"}, nil),
 			Inline: map[string]map[string]any{assumePolicy: document(
 				statement("Assume", []string{"sts:AssumeRole", "sts:TagSession"}, []string{discoveryARN}, nil))},
 		},
 		{
-			Path: "/", Name: cfg.DiscoveryRole, Description: "discovery of ECS for the mesh", Tags: madeBy(cfg),
+			Path: "/", Name: cfg.DiscoveryRole, Description: "discovery of ECS for the mesh", Tags: madeBy(cfg), Owner: managedTag, Keep: kept(cfg),
 			Trust:  trust(map[string]any{"AWS": controllerARN}, nil),
 			Inline: map[string]map[string]any{"Discovery": document(discovery...)},
 		},
 		{
-			Path: cfg.TaskRolePath(), Name: cfg.TaskRoleName(), Description: "ECS tasks of the mesh", Tags: madeBy(cfg),
+			Path: cfg.TaskRolePath(), Name: cfg.TaskRoleName(), Description: "ECS tasks of the mesh", Tags: madeBy(cfg), Owner: managedTag, Keep: kept(cfg),
 			Trust: trust(map[string]any{"Service": "ecs-tasks.amazonaws.com"}, map[string]any{
 				"StringEquals": map[string]any{"aws:SourceAccount": account},
 				"ArnLike":      map[string]any{"aws:SourceArn": arn("ecs", "*")}}),

@@ -63,6 +63,12 @@ type Config struct {
 	// WebIdentity is the mesh (the broker's audience, which is the trust domain unless it was told another) for which the
 	// task role may have web identity tokens; empty means that it may not.
 	WebIdentity string `json:"webIdentity,omitempty"`
+	// EC2Hosts lets discovery read the EC2 hosts of tasks in bridge and host network mode, which are plain endpoints at the
+	// addresses of these.
+	EC2Hosts bool `json:"ec2Hosts,omitempty"`
+	// Keep is what `isthmus ecs infra apply` leaves though it did not make it: policies of roles by name or ARN, and rules
+	// of the security group in the words of `infra plan`, such as "tcp port 443 from 10.0.0.0/8".
+	Keep []string `json:"keep,omitempty"`
 	// ProxyImage is the image of ztunnel in ECS tasks.
 	ProxyImage string `json:"proxyImage"`
 

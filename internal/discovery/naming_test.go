@@ -268,7 +268,8 @@ func TestHostModeIsAPlainEndpoint(t *testing.T) {
 	if s, ok := d.Skipped[noHost.ARN]; !ok || s.Drop || !strings.Contains(s.Reason, "host") {
 		t.Errorf("skipped = %+v, %v", s, ok)
 	}
-	if len(d.Problems) != 2 || d.Problems[0].Code != diag.NetworkModePlain || !strings.Contains(d.Problems[0].Cause, "network mode host") {
+	if len(d.Problems) != 2 || d.Problems[0].Code != diag.NetworkModePlain || !strings.Contains(d.Problems[0].Cause, "network mode host and is a plain TCP endpoint") ||
+		d.Problems[1].Object != noHost.ARN || !strings.Contains(d.Problems[1].Cause, "is not reached") || !strings.Contains(d.Problems[1].Fix, "ec2Hosts: true") {
 		t.Errorf("problems = %v", d.Problems)
 	}
 }

@@ -110,11 +110,13 @@ func (w *eval) reach(v inventory.TaskView, svc *service) (addr netip.Addr, own b
 	if mode == inventory.NetworkAWSVPC || v.Task.ContainerInstance == "" {
 		return netip.Addr{}, false, nil, Skip{Reason: "it has no address yet"}
 	}
-	w.problem(v.Task.ARN, diag.NetworkModePlain, "use network mode awsvpc to give the task its own address and identity",
-		"the task uses network mode %s and is a plain TCP endpoint: it shares its host's address and has no identity", orBridge(mode))
 	if !v.Task.HostAddr.IsValid() {
+		w.problem(v.Task.ARN, diag.NetworkModePlain, "use network mode awsvpc, or let discovery read EC2 hosts: ec2Hosts: true in isthmus.yaml, then isthmus ecs infra apply",
+			"the task uses network mode %s and is not reached: the address of its host is not known", orBridge(mode))
 		return netip.Addr{}, false, nil, Skip{Reason: "the address of its host is not known"}
 	}
+	w.problem(v.Task.ARN, diag.NetworkModePlain, "use network mode awsvpc to give the task its own address and identity",
+		"the task uses network mode %s and is a plain TCP endpoint: it shares its host's address and has no identity", orBridge(mode))
 	if mode == inventory.NetworkHost || svc == nil {
 		return v.Task.HostAddr, false, nil, Skip{}
 	}
