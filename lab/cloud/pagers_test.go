@@ -145,6 +145,10 @@ func otherPagers() []pager {
 			out, err := c.sqs.ListQueues(c.ctx, &sqs.ListQueuesInput{MaxResults: size(n), NextToken: token})
 			return page(err, func() []string { return out.QueueUrls }, itself, func() *string { return out.NextToken })
 		}},
+		{op: "events.ListEventBuses", least: 1, most: 100, badSize: validation, badToken: validation, fixed: 1, read: func(c *caller, n int32, token *string) ([]string, *string, error) {
+			out, err := c.bus.ListEventBuses(c.ctx, &eventbridge.ListEventBusesInput{Limit: size(n), NextToken: token})
+			return page(err, func() []bustypes.EventBus { return out.EventBuses }, func(x bustypes.EventBus) *string { return x.Name }, func() *string { return out.NextToken })
+		}},
 		{op: "events.ListRules", least: 1, most: 100, badSize: validation, badToken: validation, read: func(c *caller, n int32, token *string) ([]string, *string, error) {
 			out, err := c.bus.ListRules(c.ctx, &eventbridge.ListRulesInput{Limit: size(n), NextToken: token})
 			return page(err, func() []bustypes.Rule { return out.Rules }, func(x bustypes.Rule) *string { return x.Name }, func() *string { return out.NextToken })

@@ -73,7 +73,7 @@ func unpaged() map[string]bool {
 	out := map[string]bool{}
 	for _, op := range []string{"ecs.DescribeClusters", "ecs.DescribeServices", "ecs.DescribeTasks", "ecs.DescribeTaskDefinition", "ecs.DescribeContainerInstances",
 		"ecs.ListTagsForResource", "ec2.DescribeVpcAttribute", "ec2.DescribeAvailabilityZones", "ec2.DescribeAddresses", "eks.DescribeCluster",
-		"eks.DescribePodIdentityAssociation", "events.DescribeRule", "events.ListTagsForResource", "sqs.ListQueueTags", "iam.ListInstanceProfilesForRole", "ec2.DescribeInstances", "ecs.ListContainerInstances",
+		"eks.DescribePodIdentityAssociation", "events.DescribeRule", "events.DescribeEventBus", "events.ListTagsForResource", "sqs.ListQueueTags", "iam.ListInstanceProfilesForRole", "ec2.DescribeInstances", "ecs.ListContainerInstances",
 		"cloudformation.DescribeStacks", "cloudformation.ListStacks", "cloudformation.DescribeStackResource", "cloudformation.DescribeStackResources",
 		"elasticloadbalancing/2012-06-01.DescribeLoadBalancers", "elasticloadbalancing/2015-12-01.DescribeLoadBalancers"} {
 		out[op] = true
