@@ -41,25 +41,26 @@ type taskDef struct {
 
 // containerDef is the part of a container definition the lab obeys; the rest is kept in the raw definition.
 type containerDef struct {
-	Name             string       `json:"name"`
-	Image            string       `json:"image"`
-	Essential        *bool        `json:"essential"`
-	EntryPoint       []string     `json:"entryPoint"`
-	Command          []string     `json:"command"`
-	Environment      []keyPair    `json:"environment"`
-	EnvironmentFiles []any        `json:"environmentFiles"`
-	Secrets          []any        `json:"secrets"`
-	DependsOn        []dependency `json:"dependsOn"`
-	HealthCheck      *healthCheck `json:"healthCheck"`
-	StartTimeout     *int         `json:"startTimeout"`
-	StopTimeout      *int         `json:"stopTimeout"`
-	WorkingDirectory string       `json:"workingDirectory"`
-	ReadOnlyRoot     bool         `json:"readonlyRootFilesystem"`
-	PseudoTerminal   bool         `json:"pseudoTerminal"`
-	LogConfiguration *logConfig   `json:"logConfiguration"`
-	MountPoints      []mountPoint `json:"mountPoints"`
-	CPU              int          `json:"cpu"`
-	Memory           *int         `json:"memory"`
+	Name             string        `json:"name"`
+	Image            string        `json:"image"`
+	Essential        *bool         `json:"essential"`
+	EntryPoint       []string      `json:"entryPoint"`
+	Command          []string      `json:"command"`
+	Environment      []keyPair     `json:"environment"`
+	EnvironmentFiles []any         `json:"environmentFiles"`
+	Secrets          []any         `json:"secrets"`
+	DependsOn        []dependency  `json:"dependsOn"`
+	HealthCheck      *healthCheck  `json:"healthCheck"`
+	StartTimeout     *int          `json:"startTimeout"`
+	StopTimeout      *int          `json:"stopTimeout"`
+	WorkingDirectory string        `json:"workingDirectory"`
+	ReadOnlyRoot     bool          `json:"readonlyRootFilesystem"`
+	PseudoTerminal   bool          `json:"pseudoTerminal"`
+	LogConfiguration *logConfig    `json:"logConfiguration"`
+	MountPoints      []mountPoint  `json:"mountPoints"`
+	PortMappings     []portMapping `json:"portMappings"`
+	CPU              int           `json:"cpu"`
+	Memory           *int          `json:"memory"`
 }
 
 type dependency struct {
@@ -78,6 +79,12 @@ type healthCheck struct {
 type logConfig struct {
 	LogDriver string            `json:"logDriver"`
 	Options   map[string]string `json:"options"`
+}
+
+type portMapping struct {
+	ContainerPort int    `json:"containerPort"`
+	HostPort      int    `json:"hostPort"`
+	Protocol      string `json:"protocol"`
 }
 
 type mountPoint struct {
