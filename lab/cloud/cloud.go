@@ -11,8 +11,8 @@
 //   - VPCs are networks of their own, and packets cross only where a peering and the route tables of both sides let
 //     them, but no two VPCs of the lab may overlap. Rules of security groups, internet gateways and NAT gateways are
 //     recorded and do nothing to packets.
-//   - Of a container definition, cpu, memory, user, ulimits, linuxParameters, systemControls, restartPolicy and
-//     dockerLabels are kept and shown but have no effect, and so has a task's proxyConfiguration. Secrets, environment
+//   - Of a container definition, cpu, memory, user, ulimits, systemControls, restartPolicy, dockerLabels and linuxParameters
+//     but for the capabilities are kept and shown but have no effect, and so has a task's proxyConfiguration. Secrets, environment
 //     files and volumes other than empty ones make the task fail to start and say so.
 //   - Health checks begin a tenth of a second after the start and repeat quickly until the first success, where ECS
 //     waits a whole interval; failures count no sooner than ECS would count them.

@@ -303,7 +303,7 @@ func (r *run) startContainer(ctx context.Context, c *container) (Container, erro
 	}
 	handle, err := r.sandbox.Start(ctx, ContainerSpec{ID: runtimeID, Name: c.def.Name, Image: c.def.Image, Entrypoint: c.def.EntryPoint,
 		Command: command, Env: r.environment(c), WorkingDir: c.def.WorkingDirectory, Mounts: mounts, TTY: c.def.PseudoTerminal,
-		ReadOnlyRoot: c.def.ReadOnlyRoot})
+		ReadOnlyRoot: c.def.ReadOnlyRoot, Capabilities: c.def.capabilities()})
 	if err != nil {
 		return nil, fmt.Errorf("CannotStartContainerError: %w", err)
 	}

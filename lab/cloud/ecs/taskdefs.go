@@ -59,8 +59,15 @@ type containerDef struct {
 	LogConfiguration *logConfig    `json:"logConfiguration"`
 	MountPoints      []mountPoint  `json:"mountPoints"`
 	PortMappings     []portMapping `json:"portMappings"`
-	CPU              int           `json:"cpu"`
-	Memory           *int          `json:"memory"`
+	Privileged       bool          `json:"privileged"`
+	Linux            *struct {
+		Capabilities struct {
+			Add  []string `json:"add"`
+			Drop []string `json:"drop"`
+		} `json:"capabilities"`
+	} `json:"linuxParameters"`
+	CPU    int  `json:"cpu"`
+	Memory *int `json:"memory"`
 }
 
 type dependency struct {
@@ -248,7 +255,10 @@ func (td *taskDef) describe() doc {
 	d["deregisteredAt"] = epoch(td.deregisteredAt)
 	d["requiresAttributes"] = []any{}
 	d["compatibilities"] = []string{"EC2", "FARGATE"}
-	if td.NetworkMode != "awsvpc" {
+	if td.NetworkMode == modeAWSVPC && td.refuseFargate() != nil {
+		d["compatibilities"] = []string{"EC2"}
+	}
+	if td.NetworkMode != modeAWSVPC {
 		d["compatibilities"] = []string{"EXTERNAL", "EC2"}
 	}
 	return prune(d)

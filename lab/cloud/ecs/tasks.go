@@ -216,9 +216,11 @@ func (td *taskDef) launchType(asked string) (string, error) {
 	case asked == "" && only:
 		return launchEC2, nil
 	case asked == "":
-		return launchFargate, nil
+		return launchFargate, td.refuseFargate()
 	case asked == launchFargate && td.NetworkMode != modeAWSVPC:
 		return "", invalid("Task definition does not support launch_type FARGATE.")
+	case asked == launchFargate:
+		return asked, td.refuseFargate()
 	}
 	return asked, nil
 }
