@@ -2,7 +2,7 @@
 // a direct connection, two plain TCP relays, two TLS 1.3 relays, and, where they are installed, HAProxy, stunnel and
 // Istio's ztunnel. README.md in this folder tells what each figure means.
 //
-//	go run ./bench            # all figures: about 15 minutes on two idle cores
+//	go run ./bench            # all figures: about 20 minutes on two idle cores
 //	go run ./bench --quick    # about half a minute, for a first look
 //
 // It needs the go command, to build ztunnel, and user namespaces; no privileges.
@@ -51,9 +51,9 @@ func parse(args []string, stderr io.Writer) (options, error) {
 	var o options
 	fs := flag.NewFlagSet("bench", flag.ContinueOnError)
 	fs.SetOutput(stderr)
-	fs.BoolVar(&o.quick, "quick", false, "a first look in about half a minute: fewer figures, shorter, two rounds")
-	fs.IntVar(&o.rounds, "rounds", 0, "how often each contestant has its turn (5; 2 with --quick)")
-	fs.DurationVar(&o.duration, "duration", 0, "how long a turn measures (2s; 400ms with --quick)")
+	fs.BoolVar(&o.quick, "quick", false, "a first look in about half a minute: fewer figures, shorter, four rounds")
+	fs.IntVar(&o.rounds, "rounds", 0, "how often each contestant has its turn (20; 4 with --quick)")
+	fs.DurationVar(&o.duration, "duration", 0, "how long a turn measures (500ms; 200ms with --quick)")
 	fs.IntVar(&o.idle, "idle", 0, "idle connections for the memory figure (10000; 1000 with --quick)")
 	fs.StringVar(&o.figures, "figures", "", "measure only the figures whose name contains one of these, comma-separated")
 	fs.StringVar(&o.contestants, "contestants", "", "only these, comma-separated; socks is only here when named")
@@ -68,9 +68,12 @@ func parse(args []string, stderr io.Writer) (options, error) {
 	if fs.NArg() > 0 {
 		return o, fmt.Errorf("unexpected argument %q", fs.Arg(0))
 	}
-	orDefault(&o.rounds, o.quick, 2, 5)
-	orDefault(&o.duration, o.quick, 400*time.Millisecond, 2*time.Second)
+	orDefault(&o.rounds, o.quick, 4, 20)
+	orDefault(&o.duration, o.quick, 200*time.Millisecond, 500*time.Millisecond)
 	orDefault(&o.idle, o.quick, 1000, 10_000)
+	if o.rounds > maxRounds {
+		return o, fmt.Errorf("--rounds: at most %d, for there are no more peers that nobody has met", maxRounds)
+	}
 	return o, nil
 }
 

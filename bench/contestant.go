@@ -73,12 +73,12 @@ func (b *bench) setUp() {
 		{"tls", true, func(c *contestant) { relays(c, roleTLSIn, roleTLSOut); c.perConn = 2 }},
 		{"haproxy", has("haproxy"), b.haproxy},
 		{"stunnel", has("stunnel"), b.stunnel},
-		{"istio", b.o.ztunnel != "", func(c *contestant) { b.ztunnels(c, b.o.ztunnel); c.perConn = 2 }},
+		{"istio", b.o.ztunnel != "", func(c *contestant) { b.ztunnels(c, b.o.ztunnel, true); c.perConn = 2 }},
 		{"socks", false, func(c *contestant) {
-			b.ztunnels(c, b.o.isthmus)
+			b.ztunnels(c, b.o.isthmus, false)
 			c.socks = netip.MustParseAddrPort("127.0.0.1:15080")
 		}},
-		{"isthmus", true, func(c *contestant) { b.ztunnels(c, b.o.isthmus) }},
+		{"isthmus", true, func(c *contestant) { b.ztunnels(c, b.o.isthmus, true) }},
 	} {
 		if !b.wants(e.name, e.unnamed) {
 			continue
@@ -124,9 +124,9 @@ func (b *bench) writeCertificates() {
 	write("both.pem", append(cert, private...))
 }
 
-// ztunnels puts two ztunnels, with everything they have in life, between the hosts: a control plane, redirection by the
-// kernel on both hosts, policies (none), access logs and metrics.
-func (b *bench) ztunnels(c *contestant, program string) {
+// ztunnels puts two ztunnels, with everything they have in life, between the hosts: a control plane, policies (none),
+// access logs and metrics, and, if connections are captured, redirection by the kernel on both hosts.
+func (b *bench) ztunnels(c *contestant, program string, captured bool) {
 	istiod := meshtest.NewIstiod(b.h, b.ca)
 	key := mesh.ServiceKey{Namespace: "ecs-demo-1", Hostname: "echo.ecs-demo-1.ecs.local"}
 	ports := map[uint16]uint16{80: echoPort, 81: sinkPort}
@@ -142,8 +142,10 @@ func (b *bench) ztunnels(c *contestant, program string) {
 	c.at(vip, 80, 81)
 	c.hosts.client.bring(b.h, istiod.Address())
 	c.hosts.server.bring(b.h, istiod.Address())
-	b.h.must("redirect the client's connections", redirect.Install(c.hosts.client.file, redirect.Config{Outbound: true, Inbound: true}))
-	b.h.must("redirect the server's connections", redirect.Install(c.hosts.server.file, redirect.Config{Outbound: true, Inbound: true}))
+	if captured {
+		b.h.must("redirect the client's connections", redirect.Install(c.hosts.client.file, redirect.Config{Outbound: true, Inbound: true}))
+		b.h.must("redirect the server's connections", redirect.Install(c.hosts.server.file, redirect.Config{Outbound: true, Inbound: true}))
+	}
 	c.proxies = []*process{
 		b.ztunnel(c.hosts.client, c.name+"-1", program, clientIP, "default/shell-1/shell"),
 		b.ztunnel(c.hosts.server, c.name+"-2", program, serverIP, "ecs-demo-1/echo-1/echo"),

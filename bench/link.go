@@ -39,14 +39,21 @@ func newHosts(h *harness) *hosts {
 		PeerName:  "eth0", PeerNamespace: netlink.NsFd(p.server.file.Fd()),
 	}
 	h.must("make a virtual cable", netlink.LinkAdd(veth))
-	h.must("configure the client host", p.client.configure(clientIP, nil))
-	h.must("configure the server host", p.server.configure(serverIP, &coldNet))
+	onLink := &netlink.Route{Scope: netlink.SCOPE_LINK, Dst: ipNet(netip.PrefixFrom(netip.IPv4Unspecified(), 0))}
+	// Through one address: the kernel's table of neighbours has room for 1,024, on all hosts together.
+	cold := &netlink.Route{Dst: ipNet(coldNet), Gw: serverIP.AsSlice()}
+	local := &netlink.Route{Table: 255, Type: 2 /* local */, Scope: netlink.SCOPE_HOST, Dst: ipNet(coldNet)}
+	h.must("configure the client host", p.client.configure(clientIP, onLink, cold))
+	h.must("configure the server host", p.server.configure(serverIP, onLink, local))
 	return p
 }
 
-// configure gives the host its address, a default route (to nowhere: what is redirected still needs one), and any
-// further network that is to be all its own.
-func (ns *netns) configure(addr netip.Addr, own *netip.Prefix) error {
+func ipNet(p netip.Prefix) *net.IPNet {
+	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+}
+
+// configure gives the host its address and routes. The default route leads to nowhere, but what is redirected needs one.
+func (ns *netns) configure(addr netip.Addr, routes ...*netlink.Route) error {
 	nl, err := netlink.NewHandleAt(vns.NsHandle(ns.file.Fd()))
 	if err != nil {
 		return err
@@ -65,17 +72,16 @@ func (ns *netns) configure(addr netip.Addr, own *netip.Prefix) error {
 			return err
 		}
 	}
-	if err := nl.AddrAdd(eth, &netlink.Addr{IPNet: &net.IPNet{IP: addr.AsSlice(), Mask: net.CIDRMask(16, 32)}}); err != nil {
+	if err := nl.AddrAdd(eth, &netlink.Addr{IPNet: ipNet(netip.PrefixFrom(addr, 16))}); err != nil {
 		return err
 	}
-	if err := nl.RouteAdd(&netlink.Route{LinkIndex: eth.Attrs().Index, Scope: netlink.SCOPE_LINK, Dst: &net.IPNet{IP: net.IPv4zero, Mask: net.CIDRMask(0, 32)}}); err != nil {
-		return err
-	}
-	if own != nil {
-		r := &netlink.Route{LinkIndex: lo.Attrs().Index, Table: 255, Type: 2 /* local */, Scope: netlink.SCOPE_HOST,
-			Dst: &net.IPNet{IP: own.Addr().AsSlice(), Mask: net.CIDRMask(own.Bits(), 32)}}
+	for _, r := range routes {
+		r.LinkIndex = eth.Attrs().Index
+		if r.Scope == netlink.SCOPE_HOST {
+			r.LinkIndex = lo.Attrs().Index
+		}
 		if err := nl.RouteAdd(r); err != nil {
-			return fmt.Errorf("route %s to the host itself: %w", own, err)
+			return fmt.Errorf("add route %s: %w", r.Dst, err)
 		}
 	}
 	return ns.do(tune)

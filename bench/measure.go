@@ -26,7 +26,11 @@ type turn struct {
 	metrics []metric
 }
 
-const coldPeers = 60 // per round: each is met once
+// Peers of connect/cold: each is met once, so that coldNet must have enough for all rounds.
+const (
+	coldPeers = 20 // per round
+	maxRounds = 50
+)
 
 func (b *bench) turns() []turn {
 	var ts []turn

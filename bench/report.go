@@ -101,7 +101,7 @@ func (r *report) write(w io.Writer) error {
 	r.head(&b)
 	names := r.contestants()
 	if len(r.metrics) > 0 {
-		fmt.Fprintln(&b, "\nThe bars: median of the rounds, and ratios to others in the same round as median (lowest..highest)")
+		fmt.Fprintln(&b, "\nThe bars: median of the rounds, and ratios to others in the same round as median (and the middle half of them)")
 		r.table(&b, names, false)
 		fmt.Fprintln(&b, "\nProcessor time of everybody on the path, load and application included (depends less on what else the machine does)")
 		r.table(&b, names, true)
@@ -182,7 +182,7 @@ func (r *report) table(w io.Writer, names []string, detail bool) {
 				fmt.Fprint(tw, "\t-")
 				continue
 			}
-			fmt.Fprintf(tw, "\t%.2f (%.2f..%.2f)", median(rs), rs[0], rs[len(rs)-1])
+			fmt.Fprintf(tw, "\t%.2f (%.2f..%.2f)", median(rs), rs[len(rs)/4], rs[len(rs)-1-len(rs)/4])
 		}
 		fmt.Fprintf(tw, "\t%s\t\n", r.verdict(m))
 	}

@@ -165,7 +165,7 @@ ECS tasks beside the pods of an EKS cluster, under one unmodified istiod.`,
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	root.AddCommand(a.versionCommand(), a.configCommand(), a.labCommand(), a.ecsCommand(), a.eksCommand(), a.installCommand(), a.checkCommand(),
-		a.ztunnelConfigCommand(), a.workshopCommand(), exitCodesTopic())
+		a.ztunnelConfigCommand(), a.whyCommand(), a.workshopCommand(), exitCodesTopic())
 	a.complete(root)
 	return root
 }

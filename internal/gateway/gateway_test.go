@@ -99,6 +99,25 @@ func TestParseRoutes(t *testing.T) {
 	}
 }
 
+func TestParseServices(t *testing.T) {
+	got, err := ParseServices(" *.ecs.local, Echo.default.svc.cluster.local ,")
+	if err != nil || fmt.Sprint(got) != "[*.ecs.local echo.default.svc.cluster.local]" {
+		t.Fatalf("ParseServices = %v, %v", got, err)
+	}
+	serves := matcher(got)
+	for host, want := range map[string]bool{"a.ecs.local": true, "a.b.ecs.local": true, "ecs.local": false, "xecs.local": false, ".ecs.local": false,
+		"echo.default.svc.cluster.local": true, "other.default.svc.cluster.local": false} {
+		if serves(host) != want {
+			t.Errorf("%q is served: %v, want %v", host, !want, want)
+		}
+	}
+	for _, bad := range []string{"*", "a b", "a.*.b", "*x.local"} {
+		if _, err := ParseServices(bad); err == nil {
+			t.Errorf("ParseServices(%q) was accepted", bad)
+		}
+	}
+}
+
 // startGateway runs a gateway with TLS routes and returns its address and log.
 func startGateway(t *testing.T, routes map[string]string) (string, *lockedBuffer) {
 	t.Helper()

@@ -101,7 +101,7 @@ func tunnelRelay(b *testing.B, app string) string {
 	w := newWorld(b, func(_ context.Context, ss *ServerStream) {
 		up := dialTCP(app)
 		if s, err := ss.Accept(nil); err == nil {
-			forward(s, up)
+			tunnel(up, s)
 		}
 	}, options{})
 	return listen(b, func(c *net.TCPConn) {
@@ -110,8 +110,22 @@ func tunnelRelay(b *testing.B, app string) string {
 			c.Close()
 			return
 		}
-		forward(c, s)
+		tunnel(c, s)
 	})
+}
+
+// tunnel is forward as package relay does it.
+func tunnel(c *net.TCPConn, s *Stream) {
+	defer c.Close()
+	defer s.Close()
+	ended := make(chan struct{})
+	s.Deliver(c, func(error) {
+		_ = c.CloseWrite()
+		close(ended)
+	})
+	_, _ = io.Copy(s, c)
+	_ = s.CloseWrite()
+	<-ended
 }
 
 // cpuTime is what the process has used so far: client, both relays and application.

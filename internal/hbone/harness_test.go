@@ -189,6 +189,13 @@ func (w *world) accepted() int {
 	return len(w.conns)
 }
 
+// accept is the i-th connection that the server accepted.
+func (w *world) accept(i int) net.Conn {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.conns[i]
+}
+
 func (w *world) key() Key {
 	return Key{Source: alice, Peers: []mesh.Identity{bob}, Addr: w.addr}
 }

@@ -41,7 +41,7 @@ type Stream struct {
 	sendWindow   int64
 	recvErr      error // set once the peer sends no more; io.EOF after END_STREAM
 	sendErr      error // set once this end may send no more
-	sink         *sink // where WriteTo writes to, for the reading goroutine to write at once
+	sink         *sink // where WriteTo or Deliver writes to, for the reading goroutine to write at once
 	busy         bool  // segments of q are being written by somebody
 	discard      bool  // reset or closed here: nobody reads any more
 	dirty        bool  // has data that its reader was not told of; reading goroutine only
@@ -230,6 +230,9 @@ func (s *Stream) failLocked(err error) {
 	}
 	s.rcond.Broadcast()
 	s.wcond.Broadcast()
+	if s.sink != nil && s.sink.done != nil && !s.busy {
+		go s.settle()
+	}
 	if s.onFail != nil {
 		s.onFail()
 	}

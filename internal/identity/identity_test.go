@@ -105,6 +105,9 @@ func TestServesToTheLastSecond(t *testing.T) {
 		if c := mustCertificate(t, m, echo); c != first {
 			t.Error("another certificate while renewal fails")
 		}
+		if at := m.EarliestExpiry(); !at.Equal(m.States()[0].Certificate.NotAfter) {
+			t.Errorf("EarliestExpiry() = %v", at)
+		}
 		if s := m.States(); s[0].Status != identity.Available || s[0].Err == nil {
 			t.Errorf("state = %+v, want Available with the error", s[0])
 		}
@@ -118,6 +121,9 @@ func TestServesToTheLastSecond(t *testing.T) {
 		var unavailable *identity.UnavailableError
 		if !errors.As(err, &unavailable) || !strings.Contains(err.Error(), "out of order") {
 			t.Errorf("after expiry: %v, want the reason", err)
+		}
+		if at := m.EarliestExpiry(); !at.IsZero() {
+			t.Errorf("EarliestExpiry() after the end = %v, want none", at)
 		}
 		if s := m.States(); s[0].Status != identity.Unavailable || s[0].Certificate != nil {
 			t.Errorf("state = %+v, want Unavailable", s[0])

@@ -16,7 +16,7 @@ import (
 	"github.com/isthmus-mesh/isthmus/internal/gateway"
 	"github.com/isthmus-mesh/isthmus/internal/hbone"
 	"github.com/isthmus-mesh/isthmus/internal/telemetry"
-	"github.com/isthmus-mesh/isthmus/internal/xds"
+	"github.com/isthmus-mesh/isthmus/internal/xds/local"
 )
 
 // Tuning are the settings of sockets and tunnels.
@@ -52,6 +52,7 @@ func (e *environment) dataPath(c *Config) {
 	}
 	c.SpoofSource = e.boolean("ENABLE_ORIG_SRC", captured)
 	c.ResponseBaggage = e.boolean("ENABLE_RESPONSE_BAGGAGE", true)
+	c.LogDecisions = e.boolean("AUTHZ_POLICY_INFO_LOGGING", false)
 	c.InpodSocket = e.or("INPOD_UDS", defaultInpodSocket)
 	c.PortReuse = e.boolean("INPOD_PORT_REUSE", true)
 	c.MaxConnections = e.integer("ISTHMUS_MAX_CONNECTIONS", 0, 1, 1<<24)
@@ -64,6 +65,9 @@ func (e *environment) dataPath(c *Config) {
 		e.fail("ISTHMUS_MISSING_POLICY", "%q is neither deny nor allow", v)
 	}
 	c.PolicyWait = max(e.duration("ISTHMUS_POLICY_WAIT", defaultPolicyWait), time.Millisecond)
+	if c.EndpointWait = e.duration("ISTHMUS_ENDPOINT_WAIT", defaultEndpointWait); c.EndpointWait <= 0 {
+		c.EndpointWait = -1
+	}
 	c.MetricIdle = max(e.duration("ISTHMUS_METRIC_IDLE", telemetry.DefaultMetricIdle), time.Second)
 	c.DNSCache = e.integer("ISTHMUS_DNS_CACHE", 0, 1, 1<<20)
 	if v := e.meta("DNS_PROXY_ADDR", ""); v != "" {
@@ -78,6 +82,9 @@ func (e *environment) dataPath(c *Config) {
 		e.fail("GATEWAY_TLS_ROUTES", "%v", err)
 	}
 	c.TLSRoutes = routes
+	if c.GatewayServices, err = gateway.ParseServices(e.get("GATEWAY_SERVICES")); err != nil {
+		e.fail("GATEWAY_SERVICES", "%v", err)
+	}
 	for p := range strings.SplitSeq(e.or("GATEWAY_TLS_PORTS", strconv.Itoa(defaultGatewayListen)), ",") {
 		n, err := strconv.ParseUint(strings.TrimSpace(p), 10, 16)
 		if err != nil || n == 0 {
@@ -133,6 +140,7 @@ const (
 	defaultKeepAliveProbes = 9
 	maxKeepAlive           = 32767 * time.Second
 	defaultPolicyWait      = 2 * time.Second
+	defaultEndpointWait    = 3 * time.Second
 )
 
 // local reads a static mesh. It is read once: what changes comes from istiod.
@@ -154,7 +162,7 @@ func (e *environment) local(c *Config) {
 		}
 		text = string(b)
 	}
-	u, err := xds.ParseLocal([]byte(text))
+	u, err := local.Parse([]byte(text))
 	if err != nil {
 		e.fail(key, "%v", err)
 		return

@@ -35,7 +35,7 @@ func EventsOf(name string, arn func(service, rest string) string, clusters []str
 		only = append(only, c)
 	}
 	return Events{Name: name, QueueARN: arn("sqs", name), RuleARN: arn("events", "rule/"+name),
-		Pattern: map[string]any{"source": []any{"aws.ecs"}, "detail-type": []any{"ECS Task State Change", "ECS Service Action"},
+		Pattern: map[string]any{"source": []any{"aws.ecs"}, "detail-type": []any{"ECS Task State Change", "ECS Container Instance State Change", "ECS Service Action"},
 			"detail": map[string]any{"clusterArn": only}}}
 }
 

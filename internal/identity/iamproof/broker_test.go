@@ -40,14 +40,15 @@ func newBroker(t *testing.T, ca *meshtest.CA, id mesh.Identity, ttl time.Duratio
 	t.Helper()
 	b := &broker{}
 	b.Server = httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		var p iamproof.Proof
-		if err := json.NewDecoder(r.Body).Decode(&p); err != nil || r.URL.Path != iamproof.TokenPath || r.Method != http.MethodPost {
+		text, _ := io.ReadAll(r.Body)
+		p, err := iamproof.ParseProof(text)
+		if err != nil || r.URL.Path != iamproof.TokenPath || r.Method != http.MethodPost {
 			t.Errorf("request %s %s: %v", r.Method, r.URL, err)
 		}
 		b.mu.Lock()
 		b.proofs = append(b.proofs, p)
 		b.mu.Unlock()
-		handle(w, r)
+		handle(w, r.WithContext(context.WithValue(r.Context(), proofOf{}, p)))
 	}))
 	cert := ca.IssueFor(t, id, ttl)
 	b.TLS = &tls.Config{GetConfigForClient: func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
@@ -68,11 +69,23 @@ func (b *broker) requests() []iamproof.Proof {
 	return append([]iamproof.Proof(nil), b.proofs...)
 }
 
+// proofOf is the key of the request's proof in its context.
+type proofOf struct{}
+
+// respond answers with JSON, or with a token that is sealed to the proof.
 func respond(status int, body any) http.HandlerFunc {
-	return func(w http.ResponseWriter, _ *http.Request) {
+	return func(w http.ResponseWriter, r *http.Request) {
+		text, err := json.Marshal(body)
+		if answer, ok := body.(iamproof.TokenResponse); ok {
+			p, _ := r.Context().Value(proofOf{}).(iamproof.Proof)
+			text, err = iamproof.Seal(p.Key, answer)
+		}
+		if err != nil {
+			status = http.StatusInternalServerError
+		}
 		w.Header().Set("Content-Type", "application/json")
 		w.WriteHeader(status)
-		_ = json.NewEncoder(w).Encode(body)
+		_, _ = w.Write(text)
 	}
 }
 
@@ -174,7 +187,8 @@ func TestBrokerAnswers(t *testing.T) {
 		{"expired token", "expired at", respond(200, token(-time.Second))},
 		{"no name", "does not say who", respond(200, noName)},
 		{"unusable token", "no usable token", respond(200, header)},
-		{"garbage", "read the broker's answer", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("{")) }},
+		{"not sealed", "open the broker's answer", respond(200, map[string]any{"token": "a", "namespace": "b", "serviceAccount": "c", "workloadName": "d"})},
+		{"garbage", "open the broker's answer", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("{")) }},
 		{"endless", "more than 65536 bytes", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(make([]byte, 70000)) }},
 	}
 	for _, tt := range tests {

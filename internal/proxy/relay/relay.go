@@ -42,30 +42,59 @@ const spliceChunk = 1 << 20
 // Run copies both ways until both directions have ended, and closes both connections. The orderly and the usual abrupt
 // ends of a connection are not errors.
 func (p *Pipe) Run() error {
-	var wg sync.WaitGroup
+	var other sync.WaitGroup // the direction that this goroutine does not copy
 	var upErr, downErr error
-	wg.Go(func() {
-		if len(p.Early) > 0 {
-			n, err := p.Up.Write(p.Early)
-			p.count(&p.toUp, p.Up, n)
-			if err != nil {
-				upErr = err
-				p.Abort()
-				return
-			}
-		}
-		upErr = p.copy(p.Up, p.Down, &p.toUp)
-	})
-	downErr = p.copy(p.Down, p.Up, &p.toDown)
-	wg.Wait()
+	switch {
+	case p.deliver(p.Down, p.Up, &downErr, &other): // the usual client's side
+		upErr = p.upward()
+	case len(p.Early) == 0 && p.deliver(p.Up, p.Down, &upErr, &other): // the usual server's side
+		downErr = p.copy(p.Down, p.Up, &p.toDown)
+	default:
+		other.Go(func() { upErr = p.upward() })
+		downErr = p.copy(p.Down, p.Up, &p.toDown)
+	}
+	other.Wait()
 	p.Down.Close()
 	p.Up.Close()
 	return unusual(errors.Join(unusual(upErr), unusual(downErr)))
 }
 
-// copy moves one direction and ends it. A failure ends both directions: half a broken connection helps nobody.
+// deliver lets a stream's bytes be written to dst by the goroutine that receives them, if that is possible: an idle
+// connection then takes one goroutine instead of two. It sets err before it lets go of wg.
+func (p *Pipe) deliver(dst, src Conn, err *error, wg *sync.WaitGroup) bool {
+	st, ok1 := src.(*hbone.Stream)
+	to, ok2 := dst.(*net.TCPConn)
+	if !ok1 || !ok2 {
+		return false
+	}
+	wg.Add(1)
+	st.Deliver(to, func(cause error) {
+		defer wg.Done()
+		*err = p.end(dst, cause)
+	})
+	return true
+}
+
+// upward sends what was read before, and what Down says from then on.
+func (p *Pipe) upward() error {
+	if len(p.Early) > 0 {
+		n, err := p.Up.Write(p.Early)
+		p.count(&p.toUp, p.Up, n)
+		if err != nil {
+			p.Abort()
+			return err
+		}
+	}
+	return p.copy(p.Up, p.Down, &p.toUp)
+}
+
+// copy moves one direction and ends it.
 func (p *Pipe) copy(dst, src Conn, n *atomic.Uint64) error {
-	err := p.move(dst, src, n)
+	return p.end(dst, p.move(dst, src, n))
+}
+
+// end ends a direction that was copied until err. A failure ends both directions: half a broken connection helps nobody.
+func (p *Pipe) end(dst Conn, err error) error {
 	if err == nil {
 		err = dst.CloseWrite()
 	}
@@ -148,8 +177,12 @@ func Refuse(c *net.TCPConn) {
 	Abort(c)
 }
 
-// unusual returns err unless it is one of the ways in which connections end every day.
+// unusual returns err unless it is one of the ways in which connections end every day. CONNECT_ERROR is how a tunnel says
+// that the connection at its other end was reset (RFC 9113, section 8.5).
 func unusual(err error) error {
+	if reset, ok := errors.AsType[*hbone.StreamError](err); ok && reset.Code == hbone.ConnectError {
+		return nil
+	}
 	for _, usual := range []error{io.EOF, io.ErrUnexpectedEOF, io.ErrClosedPipe, net.ErrClosed, os.ErrClosed,
 		syscall.ECONNRESET, syscall.EPIPE, syscall.ENOTCONN} {
 		if errors.Is(err, usual) {

@@ -17,7 +17,9 @@ type GatewayQuery struct {
 	Authority string
 	// Processed says that a waypoint has dealt with the connection already, so it goes to the endpoint itself.
 	Processed bool
-	Rand      func(n uint64) uint64
+	// Serves says which services the gateway is for; it then serves no workload by its address either. nil serves all.
+	Serves func(hostname string) bool
+	Rand   func(n uint64) uint64
 }
 
 // ResolveGateway chooses the workload whose own proxy terminates the inner tunnel. Only workloads of the gateway's
@@ -62,10 +64,10 @@ func unreachable(authority string) error {
 func (q GatewayQuery) destination(s *state.Snapshot) (*mesh.Service, *mesh.Workload, uint16, error) {
 	if a, err := netip.ParseAddrPort(q.Authority); err == nil {
 		at := mesh.NetworkAddress{Network: q.Network, Addr: a.Addr().Unmap()}
-		if svc := s.ServiceAt(at, q.Self.Namespace); svc != nil {
+		if svc := s.ServiceAt(at, q.Self.Namespace); svc != nil && q.serves(svc) {
 			return svc, nil, a.Port(), nil
 		}
-		if w := s.WorkloadAt(at); w != nil {
+		if w := s.WorkloadAt(at); w != nil && q.Serves == nil {
 			return nil, w, a.Port(), nil
 		}
 		return nil, nil, 0, &Rejection{http.StatusNotFound, "no service or workload for address: " + a.String()}
@@ -75,10 +77,14 @@ func (q GatewayQuery) destination(s *state.Snapshot) (*mesh.Service, *mesh.Workl
 		return nil, nil, 0, &Rejection{http.StatusBadRequest, fmt.Sprintf("no valid authority pseudo header: %q", q.Authority)}
 	}
 	svc := s.ServiceByHost(strings.ToLower(host), q.Self.Namespace)
-	if svc == nil {
+	if svc == nil || !q.serves(svc) {
 		return nil, nil, 0, &Rejection{http.StatusNotFound, "no service or workload for hostname: " + host}
 	}
 	return svc, nil, port, nil
+}
+
+func (q GatewayQuery) serves(svc *mesh.Service) bool {
+	return q.Serves == nil || q.Serves(svc.Key.Hostname)
 }
 
 // pickLocal is pick among the endpoints that a gateway can reach.
