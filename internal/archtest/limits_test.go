@@ -21,14 +21,17 @@ const limitsPage = "../../docs/reference/limits.md"
 // notLimits are constants that are called a maximum and do not limit anything that is queued, kept or read.
 func notLimits() map[string]string {
 	return map[string]string{
-		"hbone.maxWindow":           "of the protocol",
-		"hbone.maxStreamID":         "of the protocol",
-		"hbone.defaultMaxFrame":     "of the protocol",
-		"hbone.maxSegments":         "how much one system call writes",
-		"gateway.maxRecordPayload":  "of the protocol",
-		"policy.maxInlinePrincipal": "longer ones are allocated",
-		"state.maxShift":            "of the hash",
-		"telemetry.maxPooledLine":   "longer ones are not reused",
+		"hbone.maxWindow":                    "of the protocol",
+		"hbone.maxStreamID":                  "of the protocol",
+		"hbone.defaultMaxFrame":              "of the protocol",
+		"hbone.maxSegments":                  "how much one system call writes",
+		"gateway.maxRecordPayload":           "of the protocol",
+		"identity/webidentity.maxAccounts":   "of the broker, whose accounts come from its configuration",
+		"identity/webidentity.maxRSABits":    "of a kind of key",
+		"identity/webidentity.maxSTSMessage": "how much of a message is repeated",
+		"policy.maxInlinePrincipal":          "longer ones are allocated",
+		"state.maxShift":                     "of the hash",
+		"telemetry.maxPooledLine":            "longer ones are not reused",
 	}
 }
 

@@ -114,17 +114,16 @@ func arns(cfg config.Config, account string) func(service, rest string) string {
 // eventsName is the name of the rule and the queue of an installation's events.
 func eventsName(cfg config.Config) string { return "ecs-" + cfg.ClusterName + "-events" }
 
-// eventsOf is the way of an account's ECS events to the controller. A change of a task's health makes no event, so that
-// sweeps go on whatever events do.
+// eventsOf is the way of an account's ECS events to the controller.
 func eventsOf(cfg config.Config, account string) awsadmin.Events {
 	arn := arns(cfg, account)
-	var clusters []any
+	var clusters []string
 	for _, name := range cfg.ECSClusters() {
 		clusters = append(clusters, arn("ecs", "cluster/"+name))
 	}
-	return awsadmin.Events{Name: eventsName(cfg), QueueARN: arn("sqs", eventsName(cfg)), RuleARN: arn("events", "rule/"+eventsName(cfg)), Tags: madeBy(cfg),
-		Pattern: map[string]any{"source": []any{"aws.ecs"}, "detail-type": []any{"ECS Task State Change", "ECS Container Instance State Change", "ECS Service Action"},
-			"detail": map[string]any{"clusterArn": clusters}}}
+	e := awsadmin.EventsOf(eventsName(cfg), arn, clusters)
+	e.Tags = madeBy(cfg)
+	return e
 }
 
 // queueURL is the address of the events' queue, which AWS forms from its name.

@@ -1,20 +1,15 @@
 package proxy
 
 import (
-	"context"
 	"errors"
-	"fmt"
 	"net"
 	"net/netip"
 	"strings"
-	"sync/atomic"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/isthmus-mesh/isthmus/internal/mesh"
 	"github.com/isthmus-mesh/isthmus/internal/meshtest"
-	"github.com/isthmus-mesh/isthmus/internal/proxy/proxytest"
 )
 
 // reached waits until a limit was counted once.
@@ -56,45 +51,6 @@ func TestPoolLimit(t *testing.T) {
 	w.client.logged(t, "connection complete", "connection limit of the pool reached")
 	w.client.reached(t, "hbone-pool")
 	say(t, first, r, "still here\n")
-}
-
-// Connections that wait for an endpoint are limited; one more fails at once.
-func TestEndpointWaitsAreBounded(t *testing.T) {
-	w := newWorld(t, func(client, _ *Config) { client.EndpointWait = time.Hour })
-	w.app.Close()
-	waits := w.client.proxy.waits
-	if cap(waits) != maxEndpointWaits {
-		t.Fatalf("%d connections may wait, want %d", cap(waits), maxEndpointWaits)
-	}
-	for range cap(waits) {
-		waits <- struct{}{}
-	}
-	if _, errOut, code := proxytest.Curl(t, append(captured(), "http://"+echoHost+"/")...); code != 56 {
-		t.Errorf("curl = %d, %q, want 56 at once", code, errOut)
-	}
-	w.client.reached(t, "endpoint-waits")
-}
-
-// One connection tries so many endpoints and no more.
-func TestAttemptsAreBounded(t *testing.T) {
-	var dialled atomic.Int32
-	w := newWorld(t, func(client, _ *Config) {
-		client.Dial = func(context.Context, DialRequest) (net.Conn, error) {
-			dialled.Add(1)
-			return nil, &net.OpError{Op: "dial", Net: "tcp", Err: syscall.ECONNREFUSED}
-		}
-	})
-	u := mesh.Update{}
-	for i := range 3 * maxAttempts {
-		e := serverWorkload()
-		e.UID, e.Name, e.Protocol, e.Addresses = fmt.Sprint("gone-", i), fmt.Sprint("gone-", i), mesh.TCP, []netip.Addr{netip.AddrFrom4([4]byte{10, 9, 9, byte(i)})}
-		u.Workloads = append(u.Workloads, e)
-	}
-	w.store.Apply(u)
-	wantReset(t, w.dial())
-	if n := dialled.Load(); n != maxAttempts {
-		t.Errorf("%d endpoints were tried, want %d", n, maxAttempts)
-	}
 }
 
 // A header of a peer that is longer than any description is not looked at.

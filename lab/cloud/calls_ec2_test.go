@@ -1,6 +1,8 @@
 package cloud_test
 
 import (
+	"encoding/base64"
+
 	awsec2 "github.com/aws/aws-sdk-go-v2/service/ec2"
 	"github.com/aws/aws-sdk-go-v2/service/ec2/types"
 )
@@ -93,6 +95,13 @@ func ec2Calls() (furnish, read, clear []call) {
 			_, err := c.ec2.AuthorizeSecurityGroupEgress(c.ctx, &awsec2.AuthorizeSecurityGroupEgressInput{GroupId: c.get("sg"), IpPermissions: anywhere()})
 			return err
 		}},
+		{op: "ec2.RunInstances", do: func(c *caller) error {
+			out, err := c.ec2.RunInstances(c.ctx, &awsec2.RunInstancesInput{ImageId: of("ami-ecs"), MinCount: of(int32(1)), MaxCount: of(int32(1)), SubnetId: c.get("subnet"),
+				InstanceType: types.InstanceTypeT3Small, UserData: of(base64.StdEncoding.EncodeToString([]byte("#!/bin/bash\necho ECS_CLUSTER=" + walkCluster + " >> /etc/ecs/ecs.config\n")))})
+			return want(err, func() bool {
+				return len(out.Instances) == 1 && c.set("instance", out.Instances[0].InstanceId) == nil && *out.OwnerId == c.id
+			})
+		}},
 		{op: "ec2.CreateTags", do: func(c *caller) error {
 			_, err := c.ec2.CreateTags(c.ctx, &awsec2.CreateTagsInput{Resources: []string{c.ids["vpc"]}, Tags: []types.Tag{{Key: of("Name"), Value: of("walk")}}})
 			return err
@@ -154,7 +163,9 @@ func ec2Reads() []call {
 		}},
 		{op: "ec2.DescribeInstances", do: func(c *caller) error {
 			out, err := c.ec2.DescribeInstances(c.ctx, &awsec2.DescribeInstancesInput{})
-			return want(err, func() bool { return len(out.Reservations) == 0 })
+			return want(err, func() bool {
+				return len(out.Reservations) == 1 && *out.Reservations[0].Instances[0].InstanceId == c.ids["instance"]
+			})
 		}},
 	}
 }
@@ -167,6 +178,10 @@ func ec2Clear() []call {
 		}}
 	}
 	return []call{
+		{op: "ec2.TerminateInstances", do: func(c *caller) error {
+			out, err := c.ec2.TerminateInstances(c.ctx, &awsec2.TerminateInstancesInput{InstanceIds: []string{c.ids["instance"]}})
+			return want(err, func() bool { return out.TerminatingInstances[0].PreviousState.Name == types.InstanceStateNameRunning })
+		}},
 		{op: "ec2.DeleteTags", do: func(c *caller) error {
 			_, err := c.ec2.DeleteTags(c.ctx, &awsec2.DeleteTagsInput{Resources: []string{c.ids["vpc"]}, Tags: []types.Tag{{Key: of("Name")}}})
 			return err

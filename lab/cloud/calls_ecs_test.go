@@ -56,7 +56,32 @@ func ecsCalls() (furnish, read, clear []call) {
 			}, "TargetNotConnectedException", "InvalidParameterException")
 		}},
 	}
+	furnish = append(furnish, call{op: "ecs.UpdateContainerInstancesState", do: func(c *caller) error {
+		arn, err := c.containerInstance()
+		if err != nil {
+			return err
+		}
+		out, err := c.ecs.UpdateContainerInstancesState(c.ctx, &awsecs.UpdateContainerInstancesStateInput{Cluster: of(walkCluster), ContainerInstances: []string{arn}, Status: types.ContainerInstanceStatusDraining})
+		return want(err, func() bool {
+			return len(out.ContainerInstances) == 1 && *out.ContainerInstances[0].Status == "DRAINING"
+		})
+	}})
 	return furnish, ecsReads(), ecsClear()
+}
+
+// containerInstance waits until the account's instance has joined the cluster.
+func (c *caller) containerInstance() (string, error) {
+	err := c.again(func() error {
+		out, err := c.ecs.ListContainerInstances(c.ctx, &awsecs.ListContainerInstancesInput{Cluster: of(walkCluster)})
+		if err == nil && len(out.ContainerInstanceArns) == 0 {
+			return errors.New("no instance has joined the cluster")
+		}
+		if err == nil {
+			c.ids["container instance"] = out.ContainerInstanceArns[0]
+		}
+		return err
+	}, "")
+	return c.ids["container instance"], err
 }
 
 func ecsReads() []call {
@@ -112,11 +137,13 @@ func ecsReads() []call {
 		}},
 		{op: "ecs.ListContainerInstances", do: func(c *caller) error {
 			out, err := c.ecs.ListContainerInstances(c.ctx, &awsecs.ListContainerInstancesInput{Cluster: of(walkCluster)})
-			return want(err, func() bool { return len(out.ContainerInstanceArns) == 0 })
+			return want(err, func() bool { return len(out.ContainerInstanceArns) == 1 })
 		}},
 		{op: "ecs.DescribeContainerInstances", do: func(c *caller) error {
-			out, err := c.ecs.DescribeContainerInstances(c.ctx, &awsecs.DescribeContainerInstancesInput{Cluster: of(walkCluster), ContainerInstances: []string{"none"}})
-			return want(err, func() bool { return len(out.Failures) == 1 })
+			out, err := c.ecs.DescribeContainerInstances(c.ctx, &awsecs.DescribeContainerInstancesInput{Cluster: of(walkCluster), ContainerInstances: []string{"none", c.ids["container instance"]}})
+			return want(err, func() bool {
+				return len(out.Failures) == 1 && *out.ContainerInstances[0].Ec2InstanceId == c.ids["instance"]
+			})
 		}},
 	}
 }
@@ -143,7 +170,7 @@ func ecsClear() []call {
 			return c.again(func() error {
 				_, err := c.ecs.DeleteCluster(c.ctx, &awsecs.DeleteClusterInput{Cluster: of(walkCluster)})
 				return err
-			}, "ClusterContainsTasksException", "ClusterContainsServicesException")
+			}, "ClusterContainsTasksException", "ClusterContainsServicesException", "ClusterContainsContainerInstancesException")
 		}},
 	}
 }

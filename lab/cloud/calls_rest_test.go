@@ -5,6 +5,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/cloudwatchlogs"
 	logtypes "github.com/aws/aws-sdk-go-v2/service/cloudwatchlogs/types"
 	awseks "github.com/aws/aws-sdk-go-v2/service/eks"
@@ -182,7 +183,17 @@ func busCalls() (furnish, read, clear []call) {
 		out, err := c.bus.TestEventPattern(c.ctx, &eventbridge.TestEventPatternInput{EventPattern: of(`{"source":["a"]}`), Event: of(`{"source":"a"}`)})
 		return want(err, func() bool { return out.Result })
 	}}}
-	read = []call{{op: "events.DescribeRule", do: func(c *caller) error {
+	furnish = append(furnish, call{op: "events.PutPermission", do: func(c *caller) error {
+		_, err := c.bus.PutPermission(c.ctx, &eventbridge.PutPermissionInput{Action: of("events:PutEvents"), Principal: of("111111111111"), StatementId: of("s")})
+		return err
+	}})
+	read = []call{{op: "events.DescribeEventBus", do: func(c *caller) error {
+		out, err := c.bus.DescribeEventBus(c.ctx, &eventbridge.DescribeEventBusInput{})
+		return want(err, func() bool { return strings.Contains(aws.ToString(out.Policy), c.arn("events", "event-bus/default")) })
+	}}, {op: "events.ListEventBuses", do: func(c *caller) error {
+		out, err := c.bus.ListEventBuses(c.ctx, &eventbridge.ListEventBusesInput{})
+		return want(err, func() bool { return len(out.EventBuses) == 1 })
+	}}, {op: "events.DescribeRule", do: func(c *caller) error {
 		out, err := c.bus.DescribeRule(c.ctx, &eventbridge.DescribeRuleInput{Name: name})
 		return want(err, func() bool { return out.State == bustypes.RuleStateEnabled && *out.CreatedBy == c.id })
 	}}, {op: "events.ListRules", do: func(c *caller) error {
@@ -198,7 +209,10 @@ func busCalls() (furnish, read, clear []call) {
 		out, err := c.bus.ListTagsForResource(c.ctx, &eventbridge.ListTagsForResourceInput{ResourceARN: of(c.arn("events", "rule/walk"))})
 		return want(err, func() bool { return len(out.Tags) == 1 })
 	}}}
-	clear = []call{{op: "events.UntagResource", do: func(c *caller) error {
+	clear = []call{{op: "events.RemovePermission", do: func(c *caller) error {
+		_, err := c.bus.RemovePermission(c.ctx, &eventbridge.RemovePermissionInput{StatementId: of("s")})
+		return err
+	}}, {op: "events.UntagResource", do: func(c *caller) error {
 		_, err := c.bus.UntagResource(c.ctx, &eventbridge.UntagResourceInput{ResourceARN: of(c.arn("events", "rule/walk")), TagKeys: []string{"k"}})
 		return err
 	}}, {op: "events.RemoveTargets", do: func(c *caller) error {

@@ -307,7 +307,6 @@ func replies(c *caller, rows []call) []string {
 func fixedReads() map[string]bool {
 	return map[string]bool{"sts.GetCallerIdentity": true, "ec2.DescribeAvailabilityZones": true, "eks.ListClusters": true, "eks.DescribeCluster": true,
 		"cloudformation.DescribeStacks": true, "cloudformation.ListStacks": true, "cloudformation.DescribeStackResource": true, "cloudformation.DescribeStackResources": true,
-		"elasticloadbalancing/2012-06-01.DescribeLoadBalancers": true, "elasticloadbalancing/2015-12-01.DescribeLoadBalancers": true,
-		// EC2 shows a deleted NAT gateway and peering for a while, but with another state, so those are not here.
-		"ec2.DescribeInstances": true}
+		"elasticloadbalancing/2012-06-01.DescribeLoadBalancers": true, "elasticloadbalancing/2015-12-01.DescribeLoadBalancers": true}
+	// EC2 shows a deleted NAT gateway, peering and instance for a while, but with another state, so those are not here.
 }

@@ -4,13 +4,15 @@
 //
 // Where the lab differs from AWS on purpose:
 //
-//   - There is one machine. Launch types and platform versions are recorded and make no difference; only network mode
-//     awsvpc runs.
+//   - There is one machine. An EC2 instance is a network namespace with an address; one whose user data says
+//     ECS_CLUSTER=NAME becomes a container instance of that cluster, whatever its image. It has room for any number of tasks.
+//     Connections to host ports of a task in bridge mode are copied, TCP only, where Docker translates their addresses, and
+//     such containers can reach the VPC directly. Platform versions are recorded and make no difference.
 //   - VPCs are networks of their own, and packets cross only where a peering and the route tables of both sides let
 //     them, but no two VPCs of the lab may overlap. Rules of security groups, internet gateways and NAT gateways are
 //     recorded and do nothing to packets.
-//   - Of a container definition, cpu, memory, user, ulimits, linuxParameters, systemControls, restartPolicy and
-//     dockerLabels are kept and shown but have no effect, and so has a task's proxyConfiguration. Secrets, environment
+//   - Of a container definition, cpu, memory, user, ulimits, systemControls, restartPolicy, dockerLabels and linuxParameters
+//     but for the capabilities are kept and shown but have no effect, and so has a task's proxyConfiguration. Secrets, environment
 //     files and volumes other than empty ones make the task fail to start and say so.
 //   - Health checks begin a tenth of a second after the start and repeat quickly until the first success, where ECS
 //     waits a whole interval; failures count no sooner than ECS would count them.
@@ -168,6 +170,7 @@ func (c *Cloud) join(cfg Config) error {
 	if err != nil {
 		return err
 	}
+	ec2Svc.SetMachines(machines{c.ecs})
 	c.sts, err = sts.New(sts.Config{IAM: c.iam, Now: cfg.Now})
 	if err != nil {
 		return err
@@ -178,6 +181,12 @@ func (c *Cloud) join(cfg Config) error {
 			queues.API(), bus.API()}, stacks.APIs()...)})
 	return err
 }
+
+// machines is ECS as EC2 sees it: what runs instances.
+type machines struct{ *ecs.Service }
+
+// Boot starts an instance.
+func (m machines) Boot(i ec2.Machine) error { return m.Service.Boot(ecs.Machine(i)) }
 
 // ecsBus is EventBridge as ECS sees it.
 type ecsBus struct{ *events.Service }

@@ -76,6 +76,10 @@ func limits() []limit {
 			_, err := c.ecs.DescribeContainerInstances(c.ctx, &awsecs.DescribeContainerInstancesInput{Cluster: of("c"), ContainerInstances: names(n)})
 			return err
 		}},
+		{"ecs.UpdateContainerInstancesState", "instances", 10, parameter, true, func(c *caller, n int) error {
+			_, err := c.ecs.UpdateContainerInstancesState(c.ctx, &awsecs.UpdateContainerInstancesStateInput{Cluster: of("c"), ContainerInstances: names(n), Status: types.ContainerInstanceStatusDraining})
+			return err
+		}},
 		{"ecs.CreateCluster", "tags", 50, parameter, true, func(c *caller, n int) error {
 			_, err := c.ecs.CreateCluster(c.ctx, &awsecs.CreateClusterInput{ClusterName: of("tagged"), Tags: many(n)})
 			return err

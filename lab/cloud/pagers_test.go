@@ -32,6 +32,10 @@ func ec2Pagers() []pager {
 			out, err := c.ec2.DescribeVpcs(c.ctx, &awsec2.DescribeVpcsInput{MaxResults: size(n), NextToken: token})
 			return page(err, func() []types.Vpc { return out.Vpcs }, func(x types.Vpc) *string { return x.VpcId }, func() *string { return out.NextToken })
 		}},
+		{op: "ec2.DescribeInstances", least: 5, most: 1000, badSize: badSize, badToken: badToken, read: func(c *caller, n int32, token *string) ([]string, *string, error) {
+			out, err := c.ec2.DescribeInstances(c.ctx, &awsec2.DescribeInstancesInput{MaxResults: size(n), NextToken: token})
+			return page(err, func() []types.Reservation { return out.Reservations }, func(x types.Reservation) *string { return x.ReservationId }, func() *string { return out.NextToken })
+		}},
 		{op: "ec2.DescribeSubnets", least: 5, most: 1000, badSize: badSize, badToken: badToken, read: func(c *caller, n int32, token *string) ([]string, *string, error) {
 			out, err := c.ec2.DescribeSubnets(c.ctx, &awsec2.DescribeSubnetsInput{MaxResults: size(n), NextToken: token, Filters: ec2Filter("vpc-id", c.ids["vpc"])})
 			return page(err, func() []types.Subnet { return out.Subnets }, func(x types.Subnet) *string { return x.SubnetId }, func() *string { return out.NextToken })
@@ -74,6 +78,10 @@ func ecsPagers() []pager {
 		{op: "ecs.ListTasks", least: 1, most: 100, badSize: bad, badToken: bad, read: func(c *caller, n int32, token *string) ([]string, *string, error) {
 			out, err := c.ecs.ListTasks(c.ctx, &awsecs.ListTasksInput{Cluster: in, MaxResults: size(n), NextToken: token})
 			return page(err, func() []string { return out.TaskArns }, itself, func() *string { return out.NextToken })
+		}},
+		{op: "ecs.ListContainerInstances", least: 1, most: 100, badSize: bad, badToken: bad, read: func(c *caller, n int32, token *string) ([]string, *string, error) {
+			out, err := c.ecs.ListContainerInstances(c.ctx, &awsecs.ListContainerInstancesInput{Cluster: in, MaxResults: size(n), NextToken: token})
+			return page(err, func() []string { return out.ContainerInstanceArns }, itself, func() *string { return out.NextToken })
 		}},
 		{op: "ecs.ListTaskDefinitions", least: 1, most: 100, badSize: bad, badToken: bad, read: func(c *caller, n int32, token *string) ([]string, *string, error) {
 			out, err := c.ecs.ListTaskDefinitions(c.ctx, &awsecs.ListTaskDefinitionsInput{MaxResults: size(n), NextToken: token})
@@ -144,6 +152,10 @@ func otherPagers() []pager {
 		{op: "sqs.ListQueues", least: 1, most: 1000, badSize: "InvalidParameterValue", badToken: "InvalidParameterValue", read: func(c *caller, n int32, token *string) ([]string, *string, error) {
 			out, err := c.sqs.ListQueues(c.ctx, &sqs.ListQueuesInput{MaxResults: size(n), NextToken: token})
 			return page(err, func() []string { return out.QueueUrls }, itself, func() *string { return out.NextToken })
+		}},
+		{op: "events.ListEventBuses", least: 1, most: 100, badSize: validation, badToken: validation, fixed: 1, read: func(c *caller, n int32, token *string) ([]string, *string, error) {
+			out, err := c.bus.ListEventBuses(c.ctx, &eventbridge.ListEventBusesInput{Limit: size(n), NextToken: token})
+			return page(err, func() []bustypes.EventBus { return out.EventBuses }, func(x bustypes.EventBus) *string { return x.Name }, func() *string { return out.NextToken })
 		}},
 		{op: "events.ListRules", least: 1, most: 100, badSize: validation, badToken: validation, read: func(c *caller, n int32, token *string) ([]string, *string, error) {
 			out, err := c.bus.ListRules(c.ctx, &eventbridge.ListRulesInput{Limit: size(n), NextToken: token})

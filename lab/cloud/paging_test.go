@@ -1,6 +1,7 @@
 package cloud_test
 
 import (
+	"encoding/base64"
 	"fmt"
 	"slices"
 	"strings"
@@ -73,7 +74,7 @@ func unpaged() map[string]bool {
 	out := map[string]bool{}
 	for _, op := range []string{"ecs.DescribeClusters", "ecs.DescribeServices", "ecs.DescribeTasks", "ecs.DescribeTaskDefinition", "ecs.DescribeContainerInstances",
 		"ecs.ListTagsForResource", "ec2.DescribeVpcAttribute", "ec2.DescribeAvailabilityZones", "ec2.DescribeAddresses", "eks.DescribeCluster",
-		"eks.DescribePodIdentityAssociation", "events.DescribeRule", "events.ListTagsForResource", "sqs.ListQueueTags", "iam.ListInstanceProfilesForRole", "ec2.DescribeInstances", "ecs.ListContainerInstances",
+		"eks.DescribePodIdentityAssociation", "events.DescribeRule", "events.DescribeEventBus", "events.ListTagsForResource", "sqs.ListQueueTags", "iam.ListInstanceProfilesForRole",
 		"cloudformation.DescribeStacks", "cloudformation.ListStacks", "cloudformation.DescribeStackResource", "cloudformation.DescribeStackResources",
 		"elasticloadbalancing/2012-06-01.DescribeLoadBalancers", "elasticloadbalancing/2015-12-01.DescribeLoadBalancers"} {
 		out[op] = true
@@ -182,6 +183,10 @@ func (c *caller) fill() {
 		out, err := c.ecs.ListTasks(c.ctx, &awsecs.ListTasksInput{Cluster: of("page-0")})
 		return err == nil && len(out.TaskArns) == 3
 	})
+	c.lab.eventually("each instance has joined the cluster", func() bool {
+		out, err := c.ecs.ListContainerInstances(c.ctx, &awsecs.ListContainerInstancesInput{Cluster: of("page-0")})
+		return err == nil && len(out.ContainerInstanceArns) == 11
+	})
 }
 
 // fillEC2 makes eleven of everything: EC2's smallest page has five.
@@ -194,6 +199,8 @@ func (c *caller) fillEC2(ok func(error)) {
 		vpc, err := c.ec2.CreateVpc(c.ctx, &awsec2.CreateVpcInput{CidrBlock: of(fmt.Sprintf("10.%d.0.0/16", 101+i))})
 		ok(err)
 		_, err = c.ec2.CreateSubnet(c.ctx, &awsec2.CreateSubnetInput{VpcId: first.Vpc.VpcId, CidrBlock: of(fmt.Sprintf("10.100.%d.0/24", i))})
+		ok(err)
+		_, err = c.ec2.RunInstances(c.ctx, &awsec2.RunInstancesInput{ImageId: of("ami"), MinCount: of(int32(1)), MaxCount: of(int32(1)), UserData: of(base64.StdEncoding.EncodeToString([]byte("ECS_CLUSTER=page-0")))})
 		ok(err)
 		_, err = c.ec2.CreateRouteTable(c.ctx, &awsec2.CreateRouteTableInput{VpcId: first.Vpc.VpcId})
 		ok(err)

@@ -87,7 +87,9 @@ func (d *Daemon) installController(stepCtx context.Context, c clusterParts, appl
 		Settings: settings.File{
 			Network:       controlplane.MeshNetwork,
 			SweepInterval: settings.Duration(sweepInterval),
-			Platforms:     settings.Platforms{ECS: settings.ECS{Accounts: []settings.Account{{Role: roleARN(discoveryRole), Domain: Domain, Regions: []string{Region}}}}},
+			Platforms: settings.Platforms{ECS: settings.ECS{Accounts: []settings.Account{{
+				Role: roleARN(discoveryRole), Domain: Domain, Regions: []string{Region}, Events: &settings.Events{QueueURL: eventQueueURL()},
+			}}}},
 		},
 		Env: map[string]string{
 			"AWS_REGION":       Region,

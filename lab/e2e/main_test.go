@@ -76,6 +76,7 @@ func TestGuide(t *testing.T) {
 		{"PolicyLatency", testPolicyLatency},
 		{"BadInput", testBadInput},
 		{"SharedHost", testSharedHost},
+		{"Events", testEvents},
 		{"Life", testLife},
 		{"Outage", testOutage},
 		{"WebIdentity", testWebIdentity},

@@ -36,8 +36,8 @@ func (s *Service) operations() map[string]operation {
 		"DescribeSecurityGroups": s.describeGroups, "CreateSecurityGroup": s.createGroup, "DeleteSecurityGroup": s.deleteGroup,
 		"AuthorizeSecurityGroupIngress": s.changeRules, "AuthorizeSecurityGroupEgress": s.changeRules,
 		"RevokeSecurityGroupIngress": s.changeRules, "RevokeSecurityGroupEgress": s.changeRules,
-		"DescribeInstances": s.describeInstances,
-		"CreateTags":        s.createTags, "DeleteTags": s.deleteTags,
+		"DescribeInstances": s.describeInstances, "RunInstances": s.runInstances, "TerminateInstances": s.terminateInstances,
+		"CreateTags": s.createTags, "DeleteTags": s.deleteTags,
 	}
 }
 
@@ -250,6 +250,8 @@ func (s *Service) tagged(r *awsserver.Request, id string) (*owned, error) {
 		o = lookup(s.tables, id)
 	case "pcx":
 		o = lookup(s.peerings, id)
+	case "i":
+		o = lookup(s.instances, id)
 	case "sg":
 		o = lookup(s.groups, id)
 	}

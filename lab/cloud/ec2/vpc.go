@@ -298,6 +298,11 @@ func (s *Service) deleteSubnet(r *awsserver.Request) (any, error) {
 			return nil, dependent("subnet", x.id)
 		}
 	}
+	for _, i := range s.instances {
+		if i.subnet == x.id && i.state == instanceRunning {
+			return nil, dependent("subnet", x.id)
+		}
+	}
 	for _, t := range s.tables {
 		for id, sn := range t.associations {
 			if sn == x.id {

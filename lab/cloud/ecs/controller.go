@@ -58,7 +58,7 @@ func (sv *service) taskSets() []doc {
 		out = append(out, prune(doc{"id": dep.id, "taskSetArn": sv.cluster.place.arn("task-set", sv.cluster.name, sv.name, dep.id), "serviceArn": sv.arn,
 			"clusterArn": sv.cluster.arn, "startedBy": sv.controller, "status": dep.status, "taskDefinition": dep.def.arn, "computedDesiredCount": dep.desired,
 			"runningCount": running, "pendingCount": pending, "createdAt": epoch(dep.createdAt), "updatedAt": epoch(dep.updatedAt), "launchType": sv.launchType,
-			"platformVersion": sv.platform, "platformFamily": "Linux", "networkConfiguration": doc{"awsvpcConfiguration": sv.network},
+			"platformVersion": sv.platform, "platformFamily": "Linux", "networkConfiguration": sv.networkDoc(),
 			"scale": doc{"value": 100.0, "unit": "PERCENT"}, "stabilityStatus": stability, "stabilityStatusAt": epoch(dep.updatedAt),
 			"loadBalancers": orEmpty(sv.extra["loadBalancers"]), "serviceRegistries": orEmpty(sv.extra["serviceRegistries"]), "tags": []tag{}}))
 	}

@@ -175,7 +175,11 @@ func (s *Service) applyService(p *place, sv *service, in serviceInput, raw doc) 
 		sv.execEnabled = *in.EnableExecuteCommand
 	}
 	sv.network, sv.config = network, config
-	sv.launchType = orDefault(in.LaunchType, sv.launchType)
+	if def != nil && (in.LaunchType != "" || len(sv.deployments) == 0) {
+		if sv.launchType, err = def.launchType(in.LaunchType); err != nil {
+			return err
+		}
+	}
 	if in.PlatformVersion != "" {
 		sv.platform = platformVersion(in.PlatformVersion)
 	}
@@ -352,7 +356,7 @@ func (sv *service) describe(withTags bool) doc {
 		"desiredCount": sv.desired, "runningCount": running, "pendingCount": pending, "launchType": sv.launchType, "platformVersion": sv.platform,
 		"platformFamily": "Linux", "schedulingStrategy": "REPLICA", "createdAt": epoch(sv.createdAt), "createdBy": sv.createdBy,
 		"enableExecuteCommand": sv.execEnabled, "enableECSManagedTags": false, "propagateTags": sv.propagate, "events": slices.Clone(sv.events),
-		"networkConfiguration": doc{"awsvpcConfiguration": sv.network}, "deploymentController": doc{"type": sv.controller},
+		"networkConfiguration": sv.networkDoc(), "deploymentController": doc{"type": sv.controller},
 		"deploymentConfiguration": doc{"maximumPercent": sv.config.MaximumPercent, "minimumHealthyPercent": sv.config.MinimumHealthyPercent,
 			"deploymentCircuitBreaker": doc{"enable": sv.config.BreakerEnabled, "rollback": sv.config.BreakerRollback}}}) {
 		d[k] = v
@@ -378,13 +382,21 @@ func (sv *service) describe(withTags bool) doc {
 		ds = append(ds, prune(doc{"id": dep.id, "status": dep.status, "taskDefinition": dep.def.arn, "desiredCount": dep.desired, "runningCount": r,
 			"pendingCount": p, "failedTasks": dep.failed, "createdAt": epoch(dep.createdAt), "updatedAt": epoch(dep.updatedAt), "rolloutState": dep.rollout,
 			"rolloutStateReason": dep.reason, "launchType": sv.launchType, "platformVersion": sv.platform,
-			"networkConfiguration": doc{"awsvpcConfiguration": sv.network}}))
+			"networkConfiguration": sv.networkDoc()}))
 	}
 	d["deployments"] = ds
 	if withTags {
 		d["tags"] = sortedTags(sv.tags)
 	}
 	return prune(d)
+}
+
+// networkDoc is the network configuration, nil where tasks have none.
+func (sv *service) networkDoc() any {
+	if len(sv.network.Subnets) == 0 {
+		return nil
+	}
+	return doc{"awsvpcConfiguration": sv.network}
 }
 
 // counts returns how many tasks of a deployment, or of all with "", run and how many are on their way to it.

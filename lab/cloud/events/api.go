@@ -43,6 +43,7 @@ type input struct {
 		EventBusName string   `json:"EventBusName"`
 	} `json:"Entries"`
 	Event string `json:"Event"`
+	permission
 }
 
 // name is the rule's, which calls give by different members.
@@ -64,7 +65,8 @@ func (s *Service) API() awsserver.Service {
 		"EnableRule": s.switchRule(true), "DisableRule": s.switchRule(false), "PutTargets": s.putTargets,
 		"ListTargetsByRule": s.listTargets, "RemoveTargets": s.removeTargets, "ListRuleNamesByTarget": s.listRuleNames,
 		"TagResource": s.tagResource, "UntagResource": s.untagResource, "ListTagsForResource": s.listTags, "PutEvents": s.putEvents,
-		"TestEventPattern": testPattern,
+		"TestEventPattern": testPattern, "PutPermission": s.putPermission, "RemovePermission": s.removePermission,
+		"DescribeEventBus": s.describeBus, "ListEventBuses": s.listBuses,
 	} {
 		svc.Operations[name] = func(_ context.Context, r *awsserver.Request) (any, error) {
 			var in input
@@ -74,7 +76,7 @@ func (s *Service) API() awsserver.Service {
 			k := busKey{r.Caller.AccountID, r.Region}
 			resource := "*"
 			switch {
-			case name == "PutEvents":
+			case name == "PutEvents", strings.HasSuffix(name, "Permission"), name == "DescribeEventBus":
 				resource = k.arn("event-bus", "default")
 			case in.name() != "":
 				resource = k.arn("rule", in.name())
@@ -95,12 +97,18 @@ func (s *Service) API() awsserver.Service {
 	return svc
 }
 
+// Codes of EventBridge's refusals.
+const (
+	notFoundCode   = "ResourceNotFoundException"
+	validationCode = "ValidationException"
+)
+
 func notFound(format string, args ...any) error {
-	return awsserver.Errorf("ResourceNotFoundException", format, args...)
+	return awsserver.Errorf(notFoundCode, format, args...)
 }
 
 func invalid(format string, args ...any) error {
-	return awsserver.Errorf("ValidationException", format, args...)
+	return awsserver.Errorf(validationCode, format, args...)
 }
 
 func (s *Service) find(k busKey, name string) (*rule, error) {
@@ -272,7 +280,7 @@ func (s *Service) putTargets(req *awsserver.Request, k busKey, in input) (any, e
 	}
 	next, failed := slices.Clone(r.targets), []doc{}
 	for _, t := range in.Targets {
-		if code, message := t.check(req.Region); code != "" {
+		if code, message := t.check(k); code != "" {
 			failed = append(failed, doc{"TargetId": t.ID, "ErrorCode": code, "ErrorMessage": message})
 			continue
 		}
@@ -290,22 +298,24 @@ func (s *Service) putTargets(req *awsserver.Request, k busKey, in input) (any, e
 	return doc{"FailedEntryCount": len(failed), "FailedEntries": failed}, nil
 }
 
-// check returns why a target cannot be served. A queue of another region is reached over a bus there only, as at AWS.
-func (t target) check(region string) (code, message string) {
+// check returns why a target of a rule cannot be served. A queue of another region is reached over a bus there only, as at AWS.
+func (t target) check(own busKey) (code, message string) {
 	p := strings.Split(t.ARN, ":")
 	switch {
 	case t.ID == "" || len(t.ID) > 64:
-		return "ValidationException", "The id of a target has 1 to 64 characters."
+		return validationCode, "The id of a target has 1 to 64 characters."
 	case len(p) != 6 || p[0] != "arn":
-		return "ValidationException", "Parameter " + t.ARN + " is not valid. Reason: Provided Arn is not in correct format."
+		return validationCode, "Parameter " + t.ARN + " is not valid. Reason: Provided Arn is not in correct format."
+	case p[2] == "events":
+		return t.checkBus(own)
 	case p[2] != "sqs":
-		return "UnsupportedTarget", "The lab's EventBridge sends to SQS queues only."
-	case p[3] != region:
-		return "ValidationException", "Parameter " + t.ARN + " is not valid. Reason: Provided Arn is not in the same region as the rule."
+		return "UnsupportedTarget", "The lab's EventBridge sends to SQS queues and event buses only."
+	case p[3] != own.region:
+		return validationCode, "Parameter " + t.ARN + " is not valid. Reason: Provided Arn is not in the same region as the rule."
 	case len(t.Transform) > 0 && string(t.Transform) != "null":
 		return "UnsupportedTarget", "The lab's EventBridge has no input transformers."
 	case t.Input != "" && !json.Valid([]byte(t.Input)):
-		return "ValidationException", "JSON syntax error in input for target " + t.ID
+		return validationCode, "JSON syntax error in input for target " + t.ID
 	}
 	return "", ""
 }
