@@ -129,10 +129,19 @@ func (a *app) dumpAllCommand() *cobra.Command {
 	return c
 }
 
-func (a *app) readDump(ctx context.Context, f dumpFlags) (*dump.Dump, error) {
+func (a *app) readDump(ctx context.Context, f dumpFlags) (d *dump.Dump, err error) {
+	if f.file == "-" {
+		return parseDump(a.In) // however long a person takes
+	}
+	err = a.Patiently("ask the proxy what it knows", func() error {
+		d, err = a.askForDump(ctx, f)
+		return err
+	})
+	return d, err
+}
+
+func (a *app) askForDump(ctx context.Context, f dumpFlags) (*dump.Dump, error) {
 	switch {
-	case f.file == "-":
-		return parseDump(a.In)
 	case f.file != "":
 		file, err := os.Open(f.file)
 		if err != nil {
