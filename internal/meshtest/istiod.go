@@ -162,6 +162,16 @@ func (s *Istiod) Requests() []*pb.DeltaDiscoveryRequest {
 	return slices.Clone(s.requests)
 }
 
+// Forget forgets what was asked so far and returns how many certificates were signed since the last time: a long test would
+// otherwise measure what this double remembers.
+func (s *Istiod) Forget() (certificates int) {
+	s.mu.Lock()
+	s.requests, s.calls = nil, nil
+	s.mu.Unlock()
+	s.CA.locked(func() { certificates, s.CA.requests = len(s.CA.requests), nil })
+	return certificates
+}
+
 // Rejections returns the messages of all rejections so far.
 func (s *Istiod) Rejections() []string {
 	var messages []string

@@ -53,9 +53,6 @@ func (o *operator) run() {
 	for i := 0; o.pause(time.Duration(100+rand.IntN(200)) * time.Millisecond); i++ {
 		actions[i%len(actions)]()
 	}
-	for range o.w.istiod.CA.Requests() {
-		o.l.count("certificates")
-	}
 }
 
 // reword replaces the policy against bob by one that means the same.

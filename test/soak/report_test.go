@@ -23,7 +23,7 @@ type report struct {
 	counts                  map[string]int
 	problems                []string
 	heap                    []int64 // at each sample
-	kept                    int64   // of the heap at the end, what the control plane's double holds
+	kept                    int64   // of the heap, what is left when the proxies are gone
 	goroutines, descriptors int     // left over
 	failed                  bool
 }
@@ -32,9 +32,9 @@ func newReport(length time.Duration) *report {
 	return &report{length: length, start: time.Now(), load: loadAverage()}
 }
 
-// growth returns the least live heap of the proxies around a third of the time, and at the end.
+// growth returns the least live heap around a third of the time, and at the end.
 func (r *report) growth() (early, late int64) {
-	return slices.Min(r.heap[samples/3-2:samples/3+3]) - r.kept/3, slices.Min(r.heap[samples-5:]) - r.kept
+	return slices.Min(r.heap[samples/3-2 : samples/3+3]), slices.Min(r.heap[samples-5:])
 }
 
 // write prints the report, and writes it to the file that ISTHMUS_SOAK_REPORT names.
@@ -68,7 +68,7 @@ func (r *report) text() string {
 	early, late := r.growth()
 	fmt.Fprintf(&b, "\nwrong decisions, wrong bytes, connections lost: %d\n", r.counts["FAULTS"])
 	fmt.Fprintf(&b, "goroutines left over: %d\ndescriptors left over: %d\n", r.goroutines, r.descriptors)
-	fmt.Fprintf(&b, "live heap of the proxies: %d KiB after a third, %d KiB at the end\n", early>>10, late>>10)
+	fmt.Fprintf(&b, "live heap: %d KiB after a third, %d KiB at the end; %d KiB when the proxies are gone\n", early>>10, late>>10, r.kept>>10)
 	fmt.Fprintf(&b, "verdict: %s\n", map[bool]string{true: "failed", false: "passed"}[r.failed])
 	for _, p := range r.problems {
 		fmt.Fprintf(&b, "  %s\n", p)
@@ -77,7 +77,7 @@ func (r *report) text() string {
 	for _, k := range slices.Sorted(maps.Keys(r.counts)) {
 		fmt.Fprintf(&b, "  %-18s %9d %10.1f\n", k, r.counts[k], float64(r.counts[k])/r.length.Seconds())
 	}
-	fmt.Fprintf(&b, "\nLive heap of the process in KiB, every %v; %d KiB of the last are the control plane's double\n ", r.length/samples, r.kept>>10)
+	fmt.Fprintf(&b, "\nLive heap of the process in KiB, every %v\n ", r.length/samples)
 	for i, h := range r.heap {
 		if i == samples/2 {
 			fmt.Fprint(&b, "\n ")
