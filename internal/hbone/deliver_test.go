@@ -164,3 +164,43 @@ func TestDeliverNeedsNoGoroutine(t *testing.T) {
 		t.Errorf("%d goroutines wait on behalf of %d idle streams", k, n)
 	}
 }
+
+// TestTryUncork fills a socket until it takes a part only, and then lets somebody wait for the rest.
+func TestTryUncork(t *testing.T) {
+	t.Parallel()
+	a, b := tcpPair(t)
+	_ = a.SetWriteBuffer(16 << 10)
+	_ = b.SetReadBuffer(16 << 10)
+	w := newWire(a)
+	var want []byte
+	for i := byte(0); ; i++ {
+		p := bytes.Repeat([]byte{i}, 60<<10)
+		w.cork()
+		if _, err := w.Write(p); err != nil {
+			t.Fatal(err)
+		}
+		want = append(want, p...)
+		if !w.tryUncork() {
+			break
+		}
+	}
+	if n := w.pending(); n == 0 {
+		t.Error("nothing is left of what the socket did not take")
+	}
+	got := make(chan []byte)
+	go func() { p, _ := io.ReadAll(b); got <- p }()
+	if err := w.uncork(); err != nil {
+		t.Fatal(err)
+	}
+	_ = a.CloseWrite()
+	if p := <-got; !bytes.Equal(p, want) {
+		t.Errorf("%d bytes arrived, want %d, and the same", len(p), len(want))
+	}
+	b.Close()
+	a.Close()
+	w.cork()
+	_, _ = w.Write([]byte("x"))
+	if w.tryUncork() || w.uncork() == nil {
+		t.Error("a write to a closed socket succeeded")
+	}
+}

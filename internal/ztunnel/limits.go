@@ -1,6 +1,7 @@
 package ztunnel
 
 import (
+	"context"
 	"os"
 	"runtime/debug"
 	"strconv"
@@ -19,16 +20,13 @@ func raiseDescriptorLimit() {
 	_ = unix.Setrlimit(unix.RLIMIT_NOFILE, &l) // if it is refused, accept waits for descriptors
 }
 
-// The garbage collector's settings for a small process beside an application: it works a little more often than by
-// default, and much harder near the container's limit, instead of being killed there.
-const (
-	gcPercent          = 50
-	memoryLimitPercent = 85
-)
+// memoryLimitPercent is the share of the container's limit near which the garbage collector works much harder, instead of
+// the proxy being killed at the limit.
+const memoryLimitPercent = 85
 
-func limitMemory(getenv func(string) string) {
+func limitMemory(ctx context.Context, getenv func(string) string) {
 	if getenv("GOGC") == "" {
-		debug.SetGCPercent(gcPercent)
+		tuneCollector(ctx)
 	}
 	if getenv("GOMEMLIMIT") != "" {
 		return

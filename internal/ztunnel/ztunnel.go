@@ -100,9 +100,9 @@ func runProxy(environ []string, stdout io.Writer) error {
 	if cfg.Threads > 0 {
 		runtime.GOMAXPROCS(cfg.Threads)
 	}
-	limitMemory(cfg.getenv)
 	ctx, stop := context.WithCancelCause(context.Background())
 	defer stop(nil)
+	limitMemory(ctx, cfg.getenv)
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
 	go func() {
