@@ -42,6 +42,7 @@ type scope struct {
 	region    string
 	network   string
 	reflector *ecs.Reflector
+	roles     *roleUses
 }
 
 func newAccounts(cfg Config) (*accounts, error) {
@@ -103,6 +104,7 @@ func (a *accounts) scopesOf(acct settings.Account) ([]*scope, error) {
 				return nil, fmt.Errorf("account %s in %s: %w", s.id, region, err)
 			}
 		}
+		s.roles = &roleUses{}
 		out = append(out, s)
 	}
 	return out, nil

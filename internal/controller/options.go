@@ -27,8 +27,11 @@ type Options struct {
 	BrokerSourceRate float64
 	BrokerRoleRate   float64
 	STSEndpoint      string
-	RevokeInterval   time.Duration
-	LookupMaxAge     time.Duration
+
+	WebIdentityEndpoint string
+
+	RevokeInterval time.Duration
+	LookupMaxAge   time.Duration
 
 	IstiodAddress  string
 	RootCert       string
@@ -67,6 +70,7 @@ func ParseOptions(args, environ []string, output io.Writer) (Options, error) {
 	fs.Float64Var(&o.BrokerSourceRate, "broker-source-rate", 100, "requests per second that one address may make")
 	fs.Float64Var(&o.BrokerRoleRate, "broker-role-rate", 50, "requests per second that the tasks of one role may make")
 	fs.StringVar(&o.STSEndpoint, "sts-endpoint", "", "`URL` of AWS STS for proofs; empty means each region's own")
+	fs.StringVar(&o.WebIdentityEndpoint, "web-identity-endpoint", "", "`URL` asked for the keys of web identity tokens; empty means each account's issuer")
 	fs.DurationVar(&o.RevokeInterval, "revoke-interval", 10*time.Second, "time between looks for tasks that ended")
 	fs.DurationVar(&o.LookupMaxAge, "lookup-max-age", 24*time.Hour, "how long the broker decides by what was last read of ECS while ECS cannot be asked")
 	fs.StringVar(&o.IstiodAddress, "istiod-address", "", "`address` of istiod's CA; empty means istiod.NAMESPACE.svc:15012")

@@ -62,6 +62,14 @@ const (
 	GatewayListenerRefused  Code = "IST2401"
 	GatewayAddressPending   Code = "IST2402"
 	GatewayNamespaceRefused Code = "IST2403"
+	WebIdentityOff          Code = "IST2501"
+	WebTokenMalformed       Code = "IST2502"
+	WebTokenExpired         Code = "IST2503"
+	WebTokenForeign         Code = "IST2504"
+	WebTokenForged          Code = "IST2505"
+	WebTokenSubject         Code = "IST2506"
+	IssuerKeysUnknown       Code = "IST2507"
+	RoleAmbiguous           Code = "IST2508"
 )
 
 // Codes of enrolment, the controller's own configuration and the command line.
@@ -270,6 +278,30 @@ var catalogue = [...]Entry{
 	{GatewayNamespaceRefused, "gateways of class istio-eastwest are served only in the system namespace",
 		"the Gateway is in another namespace than istiod; the controller has no rights to run workloads there.",
 		"move the Gateway to istio-system."},
+	{WebIdentityOff, "web identity tokens of the account are not accepted",
+		"webIdentity is not enabled for the account, or the token is of another issuer than the one pinned there.",
+		"let ztunnel use the default method (ISTHMUS_PROOF unset), or set webIdentity.enabled and webIdentity.issuer of the account: aws iam get-outbound-web-identity-federation-info"},
+	{WebTokenMalformed, "the web identity token has not the form of one of AWS",
+		"it is no JWT in compact form, uses another algorithm than RS256 and ES384, or lacks a claim that AWS always gives.",
+		"use the ztunnel image of the same release as the controller; if AWS changed its tokens, use the default method."},
+	{WebTokenExpired, "the web identity token is not valid now",
+		"it has expired, is from the future, or was given a longer life than five minutes; the clocks of AWS and the broker may differ by one minute.",
+		"correct the controller's clock; the answer carries the broker's time."},
+	{WebTokenForeign, "the web identity token is meant for somebody else",
+		"its audience is not this mesh and the key of this request.",
+		"check that ISTHMUS_AUDIENCE of the task and the broker's audience (the trust domain) are equal; otherwise find out who copied the token."},
+	{WebTokenForged, "the signature of the web identity token is not valid",
+		"no key that the account's issuer publishes made it.",
+		"find out who sends it; if AWS has just changed its keys, ztunnel's next attempt succeeds."},
+	{WebTokenSubject, "the web identity token is not of a task's role",
+		"its subject is not a role of the pinned account, or its claims say that a person, a function or an instance uses the role.",
+		"run ztunnel in the ECS task with a task role, and restrict the role's trust policy to ecs-tasks.amazonaws.com."},
+	{IssuerKeysUnknown, "the broker does not have the keys of the account's issuer",
+		"the issuer cannot be reached, or what it answers is not a key set of AWS.",
+		"check the controller's way to the issuer's host (https, port 443); ztunnel retries by itself."},
+	{RoleAmbiguous, "the task's role does not say which service account it is",
+		"a web identity token names only the role, and other tasks or services of the account have the same role and another service account, or none.",
+		"use the default method (ISTHMUS_PROOF unset), or give each service account a task role of its own."},
 
 	{ConfigInvalid, "the configuration is not valid",
 		"a field is unknown, missing or has a value that cannot be used.",

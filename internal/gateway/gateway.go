@@ -20,9 +20,10 @@ import (
 	"time"
 
 	"github.com/isthmus-mesh/isthmus/internal/hbone"
-	"github.com/isthmus-mesh/isthmus/internal/logattr"
 	"github.com/isthmus-mesh/isthmus/internal/mesh"
 	"github.com/isthmus-mesh/isthmus/internal/policy"
+	"github.com/isthmus-mesh/isthmus/internal/proxy/accept"
+	"github.com/isthmus-mesh/isthmus/internal/proxy/live"
 	"github.com/isthmus-mesh/isthmus/internal/proxy/relay"
 	"github.com/isthmus-mesh/isthmus/internal/proxy/route"
 	"github.com/isthmus-mesh/isthmus/internal/state"
@@ -49,6 +50,12 @@ type Config struct {
 	TLS        hbone.TLSPolicy
 	Limits     hbone.Limits
 
+	// PolicyWait is how long a tunnel waits for policies that the gateway's workload names and that have not arrived; 0
+	// means 2s. Then it is refused, or, with AllowMissingPolicies, judged without them.
+	PolicyWait           time.Duration
+	AllowMissingPolicies bool
+	LogDecisions         bool // log each verdict of the policies at info instead of debug
+
 	// Dial makes connections to backends, by name or address; nil means a plain dialer.
 	Dial func(ctx context.Context, network, addr string) (net.Conn, error)
 
@@ -73,9 +80,6 @@ const headerSource = "x-istio-source"
 
 var errTooManyTunnels = errors.New("too many inbound tunnels")
 
-// ErrDrain ends the connections that are left when the gateway stops.
-var ErrDrain = errors.New("connection closed due to connection drain")
-
 // Gateway routes between networks.
 type Gateway struct {
 	cfg    Config
@@ -83,9 +87,8 @@ type Gateway struct {
 	slots  chan struct{}              // one token per connection that was accepted
 	tunnel chan struct{}              // one token per tunnel, over all connections
 	serves func(hostname string) bool // nil serves all
-
-	mu    sync.Mutex
-	pipes map[*relay.Pipe]error // guarded by mu; live connections and why they were ended, if they were
+	live   live.Registry
+	judge  *live.Judge // nil without an HBONE listener
 }
 
 // New returns a Gateway.
@@ -102,7 +105,7 @@ func New(cfg Config) (*Gateway, error) {
 	if cfg.MaxConnections == 0 {
 		cfg.MaxConnections = defaultMaxConnections
 	}
-	g := &Gateway{cfg: cfg, slots: make(chan struct{}, cfg.MaxConnections), tunnel: make(chan struct{}, cfg.MaxConnections), pipes: map[*relay.Pipe]error{}}
+	g := &Gateway{cfg: cfg, slots: make(chan struct{}, cfg.MaxConnections), tunnel: make(chan struct{}, cfg.MaxConnections)}
 	if len(cfg.Services) > 0 {
 		g.serves = matcher(cfg.Services)
 	}
@@ -115,6 +118,11 @@ func New(cfg Config) (*Gateway, error) {
 	case cfg.Self == nil:
 		return nil, errors.New("gateway: Config.Self is required")
 	}
+	if cfg.PolicyWait == 0 {
+		cfg.PolicyWait = live.DefaultPolicyWait
+	}
+	g.judge = &live.Judge{Store: cfg.Store, Live: &g.live, Wait: cfg.PolicyWait, AllowMissing: cfg.AllowMissingPolicies, LogVerdicts: cfg.LogDecisions, Log: cfg.Log,
+		Now: func(s *state.Snapshot, _ *mesh.Workload) *mesh.Workload { return g.self(s) }}
 	var err error
 	g.server, err = hbone.NewServer(hbone.ServerConfig{Certificate: cfg.Certs, Handler: g.serveTunnel, VerifyPeer: cfg.VerifyPeer,
 		TLS: cfg.TLS, Limits: cfg.Limits, Log: cfg.Log})
@@ -175,18 +183,25 @@ func (g *Gateway) Run(ctx context.Context, ls Listeners) error {
 	}
 	hard, cut := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer cut(nil)
-	var accepting, conns sync.WaitGroup
+	var background, accepting, conns sync.WaitGroup
 	errs := make([]error, len(ls.TLS)+1)
+	serve := func(i int, name string, l net.Listener, serve func(context.Context, *net.TCPConn)) {
+		loop := accept.Loop{Name: name, Listener: l, Slots: g.slots, Conns: &conns, Metrics: g.cfg.Metrics, Log: g.cfg.Log,
+			Serve: func(c *net.TCPConn) { serve(hard, c) }}
+		accepting.Go(func() { errs[i] = loop.Run(ctx) })
+	}
 	for i, l := range ls.TLS {
-		accepting.Go(func() { errs[i] = g.accept(ctx, hard, "tls", l, g.serveTLS, &conns) })
+		serve(i, "tls", l, g.serveTLS)
 	}
 	if ls.HBONE != nil {
-		accepting.Go(func() { errs[len(ls.TLS)] = g.accept(ctx, hard, "hbone", ls.HBONE, g.serveHBONE, &conns) })
+		background.Go(func() { g.judge.Watch(hard) })
+		serve(len(ls.TLS), "hbone", ls.HBONE, g.serveHBONE)
 	}
 	accepting.Wait()
 	g.drain(ctx, &conns)
-	cut(ErrDrain)
+	cut(live.ErrDrain)
 	conns.Wait()
+	background.Wait()
 	return errors.Join(errs...)
 }
 
@@ -204,84 +219,10 @@ func (g *Gateway) drain(ctx context.Context, conns *sync.WaitGroup) {
 	select {
 	case <-done:
 	case <-t.C:
-		g.endAll(ErrDrain)
+		g.live.EndAll(live.ErrDrain)
 	}
 	cutTunnels()
 	drained.Wait()
-}
-
-func (g *Gateway) endAll(cause error) {
-	g.mu.Lock()
-	var all []*relay.Pipe
-	for p := range g.pipes {
-		g.pipes[p] = cause
-		all = append(all, p)
-	}
-	g.mu.Unlock()
-	for _, p := range all {
-		p.Abort()
-	}
-}
-
-func (g *Gateway) accept(ctx, hard context.Context, name string, l net.Listener, serve func(context.Context, *net.TCPConn), conns *sync.WaitGroup) error {
-	closed := make(chan struct{})
-	stop := context.AfterFunc(ctx, func() { l.Close(); close(closed) })
-	defer func() {
-		if stop() {
-			l.Close()
-			return
-		}
-		<-closed // the port is free for a successor only when Close has returned
-	}()
-	for {
-		c, err := l.Accept()
-		if err != nil {
-			if ctx.Err() != nil {
-				return nil
-			}
-			var ne interface{ Temporary() bool }
-			if errors.As(err, &ne) && ne.Temporary() {
-				g.cfg.Log.Warn("connection could not be accepted", logattr.Listener(name), logattr.Err(err))
-				if !pause(ctx) {
-					return nil
-				}
-				continue
-			}
-			return fmt.Errorf("accept on %s: %w", l.Addr(), err)
-		}
-		tc, ok := c.(*net.TCPConn)
-		if !ok {
-			c.Close()
-			return fmt.Errorf("accept on %s: not a TCP listener", l.Addr())
-		}
-		select {
-		case g.slots <- struct{}{}:
-		default:
-			g.cfg.Metrics.LimitReached("connections")
-			relay.Abort(tc)
-			continue
-		}
-		conns.Go(func() {
-			g.cfg.Metrics.Connections(name, 1)
-			defer func() {
-				g.cfg.Metrics.Connections(name, -1)
-				<-g.slots
-			}()
-			serve(hard, tc)
-		})
-	}
-}
-
-// pause waits a moment for descriptors to become free.
-func pause(ctx context.Context) bool {
-	t := time.NewTimer(50 * time.Millisecond)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-t.C:
-		return true
-	}
 }
 
 func (g *Gateway) serveHBONE(ctx context.Context, c *net.TCPConn) {
@@ -295,7 +236,7 @@ func (g *Gateway) serveHBONE(ctx context.Context, c *net.TCPConn) {
 func (g *Gateway) serveTunnel(ctx context.Context, s *hbone.ServerStream) {
 	rec := &telemetry.Conn{
 		Reporter: telemetry.Destination, MutualTLS: true, HBONEAddr: s.Authority(), Start: time.Now(),
-		SrcAddr: addrPort(s.RemoteAddr()), DstAddr: addrPort(s.LocalAddr()),
+		SrcAddr: addrPort(s.RemoteAddr()), DstAddr: addrPort(s.LocalAddr()), Trace: live.TraceOf(s.Header()),
 	}
 	rec.Source.Identity = s.Peer()
 	select {
@@ -326,34 +267,36 @@ func (g *Gateway) serveTunnel(ctx context.Context, s *hbone.ServerStream) {
 	if out.Service != nil {
 		rec.Service, rec.ServiceName = out.Service.Key, out.Service.Name
 	}
-	g.cfg.Access.Opened(rec)
-	open := g.cfg.Metrics.Opened(rec)
-	fail := func(status int, why telemetry.Reason, err error) {
+	setup, cancel := context.WithCancel(ctx)
+	defer cancel()
+	c := &live.Conn{Ask: policy.Connection{Source: s.Peer(), SourceAddr: rec.SrcAddr, DestinationAddr: rec.DstAddr}, Dst: g.cfg.Self}
+	defer g.live.Add(c)()
+	c.OnStop(cancel)
+	report := live.Open(rec, g.cfg.Access, g.cfg.Metrics)
+	fail := func(status int, err error) {
 		_ = s.Reject(status)
-		g.cfg.Access.Closed(rec, 0, 0, why, err)
-		open.Closed(rec, why)
+		report.Failed(err)
 	}
-	ps, missing := snap.PoliciesFor(g.self(snap))
-	for _, k := range missing {
-		g.cfg.Log.Warn("policy of the gateway is not known and cannot be enforced", logattr.Policy(k))
-	}
-	if d := policy.Evaluate(ps, policy.Connection{Source: s.Peer(), SourceAddr: rec.SrcAddr, DestinationAddr: rec.DstAddr}); !d.Allowed {
-		rec.Policy, rec.Rule = d.Policy, d.Rule
-		fail(http.StatusUnauthorized, telemetry.Denied, fmt.Errorf("connection closed due to policy rejection: %s", d.Reason))
+	if err := g.judge.Decide(setup, c, snap, rec); err != nil {
+		fail(http.StatusUnauthorized, err)
 		return
 	}
-	up, err := g.dial(ctx, out.Addr.String())
+	up, err := g.dial(setup, out.Addr.String())
 	if err != nil {
-		fail(http.StatusServiceUnavailable, telemetry.ConnectFailure, err)
+		if ruling, cause := c.Stopped(); cause != nil {
+			rec.Policy, rec.Rule, err = ruling.Policy, ruling.Rule, cause
+		}
+		fail(http.StatusServiceUnavailable, err)
 		return
 	}
 	down, err := s.Accept(nil)
 	if err != nil {
 		relay.Abort(up)
-		fail(http.StatusServiceUnavailable, telemetry.ConnectFailure, err)
+		fail(http.StatusServiceUnavailable, err)
 		return
 	}
-	g.transfer(rec, open, &relay.Pipe{Down: down, Up: up})
+	cancel() // a context costs about 1 KiB, for hours
+	report.Transfer(c, &relay.Pipe{Down: down, Up: up})
 }
 
 func (g *Gateway) dial(ctx context.Context, addr string) (*net.TCPConn, error) {
@@ -369,28 +312,4 @@ func (g *Gateway) dial(ctx context.Context, addr string) (*net.TCPConn, error) {
 		return nil, fmt.Errorf("connection failed: dial %s: not a TCP connection", addr)
 	}
 	return tc, nil
-}
-
-func (g *Gateway) transfer(rec *telemetry.Conn, open *telemetry.Open, p *relay.Pipe) {
-	open.Transfer(rec, p.Counts)
-	g.mu.Lock()
-	g.pipes[p] = nil
-	g.mu.Unlock()
-	err := p.Run()
-	g.mu.Lock()
-	if cause := g.pipes[p]; cause != nil {
-		err = cause
-	}
-	delete(g.pipes, p)
-	g.mu.Unlock()
-	why := telemetry.OK
-	switch {
-	case errors.Is(err, hbone.ErrRevoked):
-		why = telemetry.CertRevoked
-	case err != nil:
-		why = telemetry.ConnectFailure
-	}
-	sent, received := p.Counts()
-	g.cfg.Access.Closed(rec, sent, received, why, err)
-	open.Closed(rec, why)
 }

@@ -48,7 +48,8 @@ type secured interface {
 // conn is one HTTP/2 connection over TLS.
 //
 // Goroutines: one reads (run). It never blocks on sending, for two ends that both wait to send would wait for ever; what
-// it has to say goes to ctl and is sent by a short-lived goroutine. Everyone else may send, under wmu.
+// it has to say goes to ctl, which it sends as far as the socket takes it at once (see reader.flush). Everyone else may
+// send, under wmu.
 //
 // Lock order: wmu before mu. mu is never held while blocking.
 type conn struct {
@@ -63,13 +64,15 @@ type conn struct {
 	spare   []byte // guarded by wmu; the ctl buffer not in use
 
 	mu        sync.Mutex
-	ctl       []byte // guarded by mu; control frames to send, ahead of any DATA
-	scheduled bool   // guarded by mu; somebody is going to send ctl
+	ctl       []byte      // guarded by mu; control frames to send, ahead of any DATA
+	scheduled bool        // guarded by mu; somebody is going to send ctl
+	late      *time.Timer // guarded by mu; sends ctl if nobody else does before; nil until first used
 	streams   map[uint32]*Stream
 	handlers  int // requests whose handler has not returned
 	nextID    uint32
-	lastPeer  uint32 // highest stream the peer opened
-	err       error  // why the connection ended; set once
+	lastPeer  uint32       // highest stream the peer opened
+	err       error        // why the connection ended; set once
+	aborted   *GoAwayError // guarded by mu; set while abort says goodbye: the reason, whatever goes wrong with that
 
 	sendWindow   int64
 	peerWindow   int64 // the peer's initial stream window
@@ -141,7 +144,7 @@ func newConn(tc secured, w *wire, peer mesh.Identity, cfg connConfig) *conn {
 // run reads until the connection ends and returns why; nil is an orderly end.
 func (c *conn) run() error {
 	if !c.cfg.client {
-		c.schedule()
+		c.rd.idle = true // the preface: with the first answer, if the client's first request is here already
 	}
 	err := c.rd.loop()
 	var ga *GoAwayError
@@ -168,6 +171,7 @@ func (c *conn) abort(ga *GoAwayError) {
 	c.wire.SetWriteDeadline(time.Now().Add(lingerTimeout))
 	c.mu.Lock()
 	c.ctl = appendGoAway(c.ctl, c.lastPeer, ga.Code, ga.Reason)
+	c.aborted = ga
 	c.mu.Unlock()
 	c.flushNow()
 	// Closing with bytes unread would make the kernel send a reset, which can overtake what was just sent.
@@ -185,10 +189,16 @@ func (c *conn) fail(err error) {
 		c.mu.Unlock()
 		return
 	}
+	if c.aborted != nil {
+		err = c.aborted
+	}
 	c.err = err
 	c.pingTimer.Stop()
 	if c.idleTimer != nil {
 		c.idleTimer.Stop()
+	}
+	if c.late != nil {
+		c.late.Stop()
 	}
 	for _, s := range c.streams {
 		s.failLocked(err)
@@ -199,108 +209,6 @@ func (c *conn) fail(err error) {
 	if c.cfg.closed != nil {
 		c.cfg.closed()
 	}
-}
-
-// queueLocked appends control frames with f and reports whether the caller must see to their being sent, by flush or,
-// on the reading goroutine, by goFlush.
-func (c *conn) queueLocked(f func(b []byte) []byte) bool {
-	if c.err != nil {
-		return false
-	}
-	c.ctl = f(c.ctl)
-	first := !c.scheduled
-	c.scheduled = true
-	return first
-}
-
-// schedule sends what is in ctl from another goroutine.
-func (c *conn) schedule() {
-	c.mu.Lock()
-	first := !c.scheduled
-	c.scheduled = true
-	c.mu.Unlock()
-	c.goFlush(first)
-}
-
-func (c *conn) goFlush(must bool) {
-	if must {
-		go func() { _ = c.flush() }()
-	}
-}
-
-// flush sends what is in ctl.
-func (c *conn) flush() error {
-	c.lockWrite()
-	err := c.sendControl(nil)
-	return c.unlockWrite(err)
-}
-
-// flushNow sends what is in ctl and leaves it to nobody else, for the connection is about to be closed.
-func (c *conn) flushNow() {
-	c.lockWrite()
-	_ = c.sendControl(nil)
-	_ = c.wire.uncork()
-	c.wmu.Unlock()
-}
-
-func (c *conn) lockWrite() {
-	c.waiters.Add(1)
-	c.wmu.Lock()
-	c.waiters.Add(-1)
-}
-
-// sendControl puts ctl into TLS, ahead of DATA of stream s if that is given, and returns the error with which s may not
-// send any more. The check and the taking of ctl are one step, so that no DATA can follow its stream's RST_STREAM.
-func (c *conn) sendControl(s *Stream) error {
-	c.mu.Lock()
-	out := c.ctl
-	c.ctl = c.spare[:0]
-	c.spare = nil
-	c.scheduled = false
-	err := c.err
-	if err == nil && s != nil {
-		err = s.sendErr
-	}
-	c.mu.Unlock()
-	c.wire.cork()
-	if len(out) > 0 {
-		if _, werr := c.tls.Write(out); werr != nil {
-			err = werr
-		}
-	}
-	if cap(out) <= 4<<10 {
-		c.spare = out[:0]
-	}
-	return err
-}
-
-// unlockWrite flushes, unless the next writer is going to, and ends the connection if sending failed.
-func (c *conn) unlockWrite(err error) error {
-	if c.waiters.Load() == 0 || c.wire.pending() >= wireFlushAt {
-		if ferr := c.wire.uncork(); ferr != nil {
-			err = ferr
-			c.wmu.Unlock()
-			c.fail(fmt.Errorf("%w: %w", ErrConnectionLost, ferr))
-			return err
-		}
-	}
-	c.wmu.Unlock()
-	return err
-}
-
-// writeData sends one DATA frame whose payload is buf[off:off+n]; the nine bytes before off are overwritten. Flow
-// control has been obtained. The frame may wait in the wire for the caller's or the next writer's flush when more is true.
-func (c *conn) writeData(s *Stream, buf []byte, off, n int) error {
-	putFrameHeader(buf[off-frameHeaderLen:], n, typeData, 0, s.id)
-	_, err := c.tls.Write(buf[off-frameHeaderLen : off+n])
-	if err == nil && c.wire.pending() >= wireFlushAt {
-		err = c.wire.uncork()
-		c.wire.cork()
-	}
-	if err != nil {
-		go c.fail(fmt.Errorf("%w: %w", ErrConnectionLost, err))
-	}
-	return err
 }
 
 // grantLocked tells the peer that it may send more on the connection, once that is worth a frame. Credit is given on

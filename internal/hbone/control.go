@@ -32,16 +32,17 @@ func (c *conn) overflowLocked() error {
 }
 
 // refuse resets a stream, known or not.
-func (c *conn) refuse(id uint32, code ErrCode) {
+func (r *reader) refuse(id uint32, code ErrCode) {
+	c := r.c
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if s := c.streams[id]; s != nil {
-		c.goFlush(s.resetLocked(code))
+		r.later(s.resetLocked(code))
 		return
 	}
 	c.resets[c.resetNext%rememberedResets] = id
 	c.resetNext++
-	c.goFlush(c.queueLocked(func(b []byte) []byte { return appendRST(b, id, code) }))
+	r.later(c.queueLocked(func(b []byte) []byte { return appendRST(b, id, code) }))
 }
 
 func (r *reader) onReset(body []byte) error {
@@ -84,7 +85,10 @@ func (r *reader) onSettings(body []byte) error {
 		c.gotSettings = true
 		close(c.settings)
 	}
-	c.goFlush(c.queueLocked(func(b []byte) []byte { return appendFrameHeader(b, 0, typeSettings, flagAck, 0) }))
+	if c.err == nil {
+		c.ctl = appendFrameHeader(c.ctl, 0, typeSettings, flagAck, 0)
+		r.idle = true
+	}
 	return c.overflowLocked()
 }
 
@@ -130,7 +134,7 @@ func (r *reader) onPing(body []byte) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if !r.frame.has(flagAck) {
-		c.goFlush(c.queueLocked(func(b []byte) []byte { return appendPing(b, flagAck, data) }))
+		r.later(c.queueLocked(func(b []byte) []byte { return appendPing(b, flagAck, data) }))
 		return c.overflowLocked()
 	}
 	switch {
@@ -207,9 +211,9 @@ func (r *reader) onWindowUpdate(body []byte) error {
 	case s == nil:
 		return nil
 	case n == 0:
-		c.goFlush(s.resetLocked(ProtocolError))
+		r.later(s.resetLocked(ProtocolError))
 	case s.sendWindow+n > maxWindow:
-		c.goFlush(s.resetLocked(FlowControlError))
+		r.later(s.resetLocked(FlowControlError))
 	default:
 		s.sendWindow += n
 		s.wcond.Broadcast()

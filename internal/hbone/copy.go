@@ -260,7 +260,7 @@ func (s *Stream) Deliver(w *net.TCPConn, done func(err error)) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	s.sink = newSink(w, done)
-	c.deliverLocked(s)
+	c.goFlush(c.deliverLocked(s))
 }
 
 // outcomeLocked is the error with which copying to k ended; nil is the peer's end.
@@ -275,8 +275,8 @@ func (s *Stream) outcomeLocked(k *sink) error {
 }
 
 // emitLocked writes one burst of what is queued: all of it if wait is set. Nobody else is doing so. It lets go of c.mu for
-// the time.
-func (s *Stream) emitLocked(k *sink, wait bool) {
+// the time. It reports whether there is something to flush, and flushes itself if it may wait.
+func (s *Stream) emitLocked(k *sink, wait bool) (must bool) {
 	c := s.c
 	s.busy = true
 	b := newBurst()
@@ -285,18 +285,14 @@ func (s *Stream) emitLocked(k *sink, wait bool) {
 	n, left, err := k.write(b, segs, wait)
 	s.received.Add(uint64(n))
 	c.mu.Lock()
-	must := s.wroteLocked(n, left, err, k)
+	must = s.wroteLocked(n, left, err, k)
 	b.release()
-	if !must {
-		return
+	if must && wait {
+		c.mu.Unlock()
+		_ = c.flush()
+		c.mu.Lock()
 	}
-	if !wait { // on the reading goroutine
-		c.goFlush(true)
-		return
-	}
-	c.mu.Unlock()
-	_ = c.flush()
-	c.mu.Lock()
+	return must
 }
 
 // wroteLocked accounts for segments that busy covered, and lets go of it. left goes back to the queue.
@@ -320,14 +316,15 @@ func (s *Stream) wroteLocked(n int, left []segment, err error, k *sink) (must bo
 }
 
 // deliverLocked tells the reader of s of news, or writes them on the spot. It is called by the reading goroutine with
-// c.mu held, and may let go of it for a moment.
-func (c *conn) deliverLocked(s *Stream) {
+// c.mu held, and may let go of it for a moment. It reports whether there is something to flush.
+func (c *conn) deliverLocked(s *Stream) (must bool) {
 	if k := s.sink; k != nil && !s.busy && s.q.size > 0 {
-		s.emitLocked(k, false)
+		must = s.emitLocked(k, false)
 	} else {
 		s.rcond.Signal()
 	}
 	s.settleLocked()
+	return must
 }
 
 // settleLocked sees to what is left after a burst or an end, if it is nobody's who waits: the rest that the socket did

@@ -222,9 +222,9 @@ func (r *reader) onRequest(id uint32, end, self bool) error {
 	}
 	switch {
 	case full:
-		c.refuse(id, RefusedStream)
+		r.refuse(id, RefusedStream)
 	case self || err != nil:
-		c.refuse(id, ProtocolError)
+		r.refuse(id, ProtocolError)
 	default:
 		c.mu.Lock()
 		s := c.newStream(id)
@@ -254,7 +254,7 @@ func (r *reader) onTrailersLocked(s *Stream, end bool) error {
 	case s.recvErr != nil:
 		return &GoAwayError{Code: StreamClosed, Reason: "HEADERS after the end of the stream"}
 	case !end:
-		r.c.goFlush(s.resetLocked(ProtocolError))
+		r.later(s.resetLocked(ProtocolError))
 	default:
 		s.recvErr = io.EOF
 		r.mark(s)
@@ -281,7 +281,7 @@ func (r *reader) onAnswer(id uint32, end bool) error {
 	m, err := parseMessage(r.fields)
 	status, serr := strconv.Atoi(m.status)
 	if err != nil || serr != nil || len(m.status) != 3 || r.tooLarge || status < 100 || (status < 200 && end) {
-		c.goFlush(s.resetLocked(ProtocolError))
+		r.later(s.resetLocked(ProtocolError))
 		return nil
 	}
 	if status < 200 {

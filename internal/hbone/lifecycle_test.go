@@ -2,9 +2,11 @@ package hbone
 
 import (
 	"context"
+	"errors"
 	"io"
 	"net"
 	"net/netip"
+	"runtime"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -122,4 +124,109 @@ func (c *cuttable) Write(p []byte) (int, error) {
 		return len(p), nil
 	}
 	return c.Conn.Write(p)
+}
+
+// counted counts the writes to a connection, which are its segments as long as they are small.
+type counted struct {
+	net.Conn
+	n *atomic.Int32
+}
+
+func (c counted) Write(p []byte) (int, error) {
+	c.n.Add(1)
+	return c.Conn.Write(p)
+}
+
+func (c counted) CloseWrite() error { return c.Conn.(*net.TCPConn).CloseWrite() }
+
+// TestFirstTunnelInFewSegments counts what it takes from nothing to the answer of the first request: the client's hello,
+// the server's flight, the end of the handshake with the request, the settings with the answer. What is in no hurry waits
+// for a millisecond only, so a slow run proves nothing and is repeated.
+func TestFirstTunnelInFewSegments(t *testing.T) {
+	t.Parallel()
+	var client, server atomic.Int32
+	seen := make(chan [2]int32, 1)
+	w := newWorld(t, func(_ context.Context, ss *ServerStream) {
+		for c, settled := ss.stream.c, false; !settled; runtime.Gosched() { // as if the application had to be reached first
+			c.mu.Lock()
+			settled = c.late != nil || server.Load() > 1
+			c.mu.Unlock()
+		}
+		if s, err := ss.Accept(nil); err == nil {
+			seen <- [2]int32{client.Load(), server.Load()}
+			<-s.Done()
+		}
+	}, options{
+		listen: func(c net.Conn) net.Conn { return counted{c, &server} },
+		pool: func(c *PoolConfig) {
+			c.Dial = func(ctx context.Context, k Key) (net.Conn, error) {
+				var d net.Dialer
+				raw, err := d.DialContext(ctx, "tcp", k.Addr.String())
+				return counted{raw, &client}, err
+			}
+		},
+	})
+	var got [2]int32
+	for i := range 50 {
+		client.Store(0)
+		server.Store(0)
+		key := w.key()
+		key.SourceIP = netip.AddrFrom4([4]byte{10, 0, 0, byte(i)}) // a connection of its own
+		s, _, err := w.pool.Connect(t.Context(), key, Request{Authority: "x:1"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		got = <-seen
+		_ = s.CloseWrite()
+		s.Close()
+		if got == [2]int32{2, 2} {
+			return
+		}
+		eventually(t, "nothing is under way", func() bool { s.c.mu.Lock(); defer s.c.mu.Unlock(); return len(s.c.ctl) == 0 })
+	}
+	t.Errorf("%d writes of the client and %d of the server, want 2 and 2", got[0], got[1])
+}
+
+// TestAbandonedDial gives up on a connection before it is made. It is made nevertheless, without the request, and serves
+// the next one.
+func TestAbandonedDial(t *testing.T) {
+	t.Parallel()
+	var asked atomic.Int32
+	dialling, release := make(chan struct{}), make(chan struct{})
+	w := newWorld(t, func(ctx context.Context, ss *ServerStream) {
+		asked.Add(1)
+		echo(ctx, ss)
+	}, options{pool: func(c *PoolConfig) {
+		c.Dial = func(ctx context.Context, k Key) (net.Conn, error) {
+			close(dialling)
+			<-release
+			var d net.Dialer
+			return d.DialContext(ctx, "tcp", k.Addr.String())
+		}
+	}})
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() { <-dialling; cancel() }()
+	if _, _, err := w.pool.Connect(ctx, w.key(), Request{Authority: "left:1"}); !errors.Is(err, context.Canceled) {
+		t.Fatalf("Connect = %v, want %v", err, context.Canceled)
+	}
+	close(release)
+	eventually(t, "the connection is there and has its settings", func() bool {
+		w.pool.mu.Lock()
+		defer w.pool.mu.Unlock()
+		for c := range w.pool.conns {
+			select {
+			case <-c.settings:
+				return true
+			default:
+			}
+		}
+		return false
+	})
+	if n := asked.Load(); n != 0 {
+		t.Errorf("the server was asked %d times by one who had left", n)
+	}
+	w.connect()
+	if n := w.accepted(); n != 1 {
+		t.Errorf("%d connections, want 1", n)
+	}
 }

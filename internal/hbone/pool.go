@@ -70,11 +70,16 @@ type group struct {
 	limit int // streams that a new connection is expected to take
 }
 
-// dial is one connection being made, and those who wait for it.
+// dial is one connection being made, and those who wait for it. The first of them does not open its tunnel itself: its
+// request goes out together with the end of the handshake.
 type dial struct {
 	done    chan struct{}
 	err     error // set before done is closed
 	waiting int   // guarded by Pool.mu
+	first   Request
+	left    bool    // guarded by Pool.mu; the first one waits no more
+	conn    *conn   // guarded by Pool.mu; of stream
+	stream  *Stream // guarded by Pool.mu; the tunnel of the first
 }
 
 // NewPool returns a Pool ready to Connect. Run must be called for its connections to be closed in the end.
@@ -136,11 +141,13 @@ func (p *Pool) Connect(ctx context.Context, key Key, req Request) (*Stream, Resp
 	}
 	name := key.name()
 	for attempt := 1; ; attempt++ {
-		c, first, err := p.acquire(ctx, name, key)
+		c, s, first, err := p.acquire(ctx, name, key, req)
 		if err != nil {
 			return nil, Response{}, err
 		}
-		s, err := c.open(req)
+		if s == nil {
+			s, err = c.open(req)
+		}
 		var resp Response
 		if err == nil {
 			if resp, err = s.await(ctx, p.cfg.AnswerTimeout); err == nil {
@@ -181,13 +188,14 @@ func (k Key) name() string {
 	return b.String()
 }
 
-// acquire returns a connection with a promised stream, waiting for one to be made if it must.
-func (p *Pool) acquire(ctx context.Context, name string, key Key) (c *conn, first bool, err error) {
+// acquire returns a connection with a promised stream, waiting for one to be made if it must, or the stream itself if that
+// was opened with the connection.
+func (p *Pool) acquire(ctx context.Context, name string, key Key, req Request) (c *conn, s *Stream, first bool, err error) {
 	for {
 		p.mu.Lock()
 		if p.closed {
 			p.mu.Unlock()
-			return nil, false, ErrPoolClosed
+			return nil, nil, false, ErrPoolClosed
 		}
 		g := p.groups[name]
 		if g == nil {
@@ -197,33 +205,49 @@ func (p *Pool) acquire(ctx context.Context, name string, key Key) (c *conn, firs
 		c, first, pending := g.pick()
 		if c != nil {
 			p.mu.Unlock()
-			return c, first, nil
+			return c, nil, first, nil
 		}
 		if pending != nil {
 			p.mu.Unlock()
 			if err := p.awaitSettings(ctx, pending); err != nil {
-				return nil, false, err
+				return nil, nil, false, err
 			}
 			continue
 		}
-		d, err := p.joinLocked(name, key, g)
+		d, mine, err := p.joinLocked(name, key, g, req)
 		p.mu.Unlock()
 		if err != nil {
-			return nil, false, err
+			return nil, nil, false, err
 		}
-		select {
-		case <-d.done:
-			err = d.err
-		case <-ctx.Done():
-			err = fmt.Errorf("wait for connection to %s: %w", key.Addr, ctx.Err())
-		}
-		p.mu.Lock()
-		d.waiting--
-		p.mu.Unlock()
-		if err != nil {
-			return nil, false, err
+		if c, s, err := p.awaitDial(ctx, d, mine, key); s != nil || err != nil {
+			return c, s, true, err
 		}
 	}
+}
+
+// awaitDial waits for a connection to be made, and takes the stream that was opened with it if that is the caller's.
+func (p *Pool) awaitDial(ctx context.Context, d *dial, mine bool, key Key) (*conn, *Stream, error) {
+	var err error
+	select {
+	case <-d.done:
+		err = d.err
+	case <-ctx.Done():
+		err = fmt.Errorf("wait for connection to %s: %w", key.Addr, ctx.Err())
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	d.waiting--
+	if !mine {
+		return nil, nil, err
+	}
+	if err == nil {
+		return d.conn, d.stream, nil
+	}
+	d.left = true
+	if d.stream != nil {
+		d.stream.Reset(Cancel)
+	}
+	return nil, nil, err
 }
 
 // pick finds a connection with room, or one that may have room once its peer has said so. Dead ones are dropped.
@@ -263,44 +287,68 @@ func (p *Pool) awaitSettings(ctx context.Context, c *conn) error {
 	return nil
 }
 
-// joinLocked finds a dial under way that is expected to have room for one more, or starts one.
-func (p *Pool) joinLocked(name string, key Key, g *group) (*dial, error) {
+// joinLocked finds a dial under way that is expected to have room for one more, or starts one, which is the caller's.
+func (p *Pool) joinLocked(name string, key Key, g *group, req Request) (d *dial, mine bool, err error) {
 	for _, d := range g.dials {
 		if d.waiting < g.limit {
 			d.waiting++
-			return d, nil
+			return d, false, nil
 		}
 	}
 	if len(p.conns)+p.dials >= p.cfg.MaxConns {
-		return nil, fmt.Errorf("%w: %d", ErrPoolFull, p.cfg.MaxConns)
+		return nil, false, fmt.Errorf("%w: %d", ErrPoolFull, p.cfg.MaxConns)
 	}
-	d := &dial{done: make(chan struct{}), waiting: 1}
+	d = &dial{done: make(chan struct{}), waiting: 1, first: req}
 	g.dials = append(g.dials, d)
 	p.dials++
 	p.wg.Go(func() {
 		c, err := p.dial(name, key)
-		p.mu.Lock()
-		p.dials--
-		if err == nil && p.closed {
-			err = ErrPoolClosed
-		}
-		g.dials = slices.DeleteFunc(g.dials, func(o *dial) bool { return o == d })
-		if err == nil {
-			p.conns[c] = struct{}{}
-			g.conns = append(g.conns, c)
-			go c.recheck(p.cfg.VerifyPeer) // a list that came between the handshake and here did not see it
-			p.wg.Go(func() { p.attend(name, c) })
-		} else {
-			p.sweepLocked(name, g)
-		}
-		d.err = err
-		p.mu.Unlock()
-		if err != nil && c != nil {
+		if err = p.dialled(name, g, d, c, err); err == nil {
+			p.attend(name, c)
+		} else if c != nil {
 			c.fail(err)
 		}
-		close(d.done)
 	})
-	return d, nil
+	return d, true, nil
+}
+
+// dialled tells those who wait what came of a dial, and puts the connection at their disposal.
+func (p *Pool) dialled(name string, g *group, d *dial, c *conn, err error) error {
+	p.mu.Lock()
+	p.dials--
+	if err == nil && p.closed {
+		err = ErrPoolClosed
+	}
+	g.dials = slices.DeleteFunc(g.dials, func(o *dial) bool { return o == d })
+	if err != nil {
+		p.sweepLocked(name, g)
+		d.err = err
+		p.mu.Unlock()
+		close(d.done)
+		return err
+	}
+	got := slotDead
+	if !d.left {
+		got, _ = c.reserve(time.Now())
+	}
+	p.conns[c] = struct{}{}
+	g.conns = append(g.conns, c)
+	p.mu.Unlock()
+	var s *Stream
+	if got == slotTaken {
+		s, _ = c.open(d.first) // if it cannot, the first one finds another connection as the others do
+	} else {
+		_ = c.flush()
+	}
+	p.mu.Lock()
+	d.conn, d.stream = c, s
+	if d.left && s != nil {
+		s.Reset(Cancel)
+	}
+	p.mu.Unlock()
+	close(d.done)
+	c.recheck(p.cfg.VerifyPeer) // a list that came between the handshake and here did not see it
+	return nil
 }
 
 // attend reads from a connection until it ends.
@@ -363,12 +411,17 @@ func (p *Pool) dial(name string, key Key) (*conn, error) {
 		return nil, err
 	}
 	leaf := tc.ConnectionState().PeerCertificates[0]
+	end := expiry(cert.TLS, leaf)
+	if time.Now().After(end) { // nobody could use it
+		raw.Close()
+		return nil, fmt.Errorf("connect to %s: a certificate has expired at %s", key.Addr, end.UTC().Format(time.RFC3339))
+	}
 	var c *conn
 	c = newConn(tc, w, peerName(leaf, key.Peers), connConfig{
 		client: true, maxStreams: p.cfg.MaxStreams, maxHeaderBytes: clientHeaders,
 		pingInterval: p.cfg.PingInterval, pingTimeout: p.cfg.PingTimeout, idleTimeout: p.cfg.IdleTimeout, limits: p.cfg.Limits,
 		closed: func() { p.forget(name, c) },
 	})
-	c.path, c.expires = path, expiry(cert.TLS, leaf)
+	c.path, c.expires = path, end
 	return c, nil
 }

@@ -29,6 +29,8 @@ type reader struct {
 	empty   int     // DATA frames without data, in a row
 
 	dirty []*Stream // streams with news, told when a batch has been taken apart
+	due   bool      // ctl is to be sent when a batch has been taken apart
+	idle  bool      // and is to be sent before waiting for more, or with what else is going to be sent then
 
 	dec        *hpack.Decoder
 	fields     []Header
@@ -62,6 +64,7 @@ func (r *reader) loop() error {
 	w := r.c.wire
 	for {
 		r.reuse()
+		r.flush()
 		w.awaitRecord()
 		if r.block == nil {
 			r.block = newBlock(false)
@@ -110,6 +113,31 @@ func (r *reader) reuse() {
 	}
 }
 
+// later says that ctl must be sent, if must is set.
+func (r *reader) later(must bool) { r.due = r.due || must }
+
+// flush sends what the frames of a batch made necessary. What is in no hurry waits a little while something is under way
+// that is going to be sent too: a request's answer, or an answered request's data.
+func (r *reader) flush() {
+	c := r.c
+	switch {
+	case r.due:
+		c.tryFlush()
+	case !r.idle || c.wire.recordReady():
+		return
+	default:
+		c.mu.Lock()
+		busy := c.handlers > 0 || c.cfg.client && len(c.streams) > 0
+		c.mu.Unlock()
+		if busy {
+			c.sendLate()
+		} else {
+			c.tryFlush()
+		}
+	}
+	r.due, r.idle = false, false
+}
+
 // tell wakes the readers of streams that got something, once per batch.
 func (r *reader) tell() {
 	if len(r.dirty) == 0 {
@@ -118,7 +146,7 @@ func (r *reader) tell() {
 	r.c.mu.Lock()
 	for i, s := range r.dirty {
 		s.dirty = false
-		r.c.deliverLocked(s)
+		r.later(r.c.deliverLocked(s))
 		r.dirty[i] = nil
 	}
 	r.c.mu.Unlock()
@@ -269,21 +297,21 @@ func (r *reader) startData() error {
 		return protocolError("DATA on an idle stream")
 	case s == nil:
 		if !c.forgottenLocked(f.stream) {
-			c.goFlush(c.queueLocked(func(b []byte) []byte { return appendRST(b, f.stream, StreamClosed) }))
+			r.later(c.queueLocked(func(b []byte) []byte { return appendRST(b, f.stream, StreamClosed) }))
 		}
 	case s.recvErr != nil:
 		if !c.forgottenLocked(f.stream) {
-			c.goFlush(s.resetLocked(StreamClosed))
+			r.later(s.resetLocked(StreamClosed))
 		}
 	case c.cfg.client && s.status == 0:
 		return protocolError("DATA before the answer")
 	case int64(f.length) > s.recvWindow:
-		c.goFlush(s.resetLocked(FlowControlError))
+		r.later(s.resetLocked(FlowControlError))
 	default:
 		s.recvWindow -= int64(f.length)
 		r.to = s
 	}
-	c.goFlush(c.grantLocked())
+	r.later(c.grantLocked())
 	r.endDataLocked()
 	return c.overflowLocked()
 }
@@ -301,7 +329,7 @@ func (r *reader) padLength(p []byte) ([]byte, error) {
 		r.to.recvWindow += int64(r.pad + 1)
 		give := uint32(r.pad + 1)
 		id := r.to.id
-		r.c.goFlush(r.c.queueLocked(func(b []byte) []byte { return appendWindowUpdate(b, id, give) }))
+		r.later(r.c.queueLocked(func(b []byte) []byte { return appendWindowUpdate(b, id, give) }))
 		r.c.mu.Unlock()
 	}
 	r.endData()
@@ -359,7 +387,7 @@ func (r *reader) handle(body []byte) error {
 			return &GoAwayError{Code: FrameSizeError, Reason: "PRIORITY"}
 		}
 		if binary.BigEndian.Uint32(body)&maxStreamID == r.frame.stream {
-			r.c.refuse(r.frame.stream, ProtocolError)
+			r.refuse(r.frame.stream, ProtocolError)
 		}
 		return nil
 	case typeRSTStream:

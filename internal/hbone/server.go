@@ -136,7 +136,10 @@ func (s *Server) handshake(ctx context.Context, conn net.Conn, path *[]*x509.Cer
 	s.cfg.TLS.Apply(cfg)
 	w := newWire(conn)
 	tc := tls.Server(w, cfg)
-	if err := tc.HandshakeContext(ctx); err != nil {
+	w.beginHandshake()
+	err = tc.HandshakeContext(ctx)
+	w.endHandshake(err)
+	if err != nil {
 		return nil, nil, none, fmt.Errorf("tls handshake error: %s: %w", from, handshakeCause(ctx, err))
 	}
 	leaf, err := leafOf(cert.TLS)

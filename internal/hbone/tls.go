@@ -154,11 +154,15 @@ func leafOf(c tls.Certificate) (*x509.Certificate, error) {
 	return leaf, nil
 }
 
-// handshakeClient makes a TLS connection of conn, which it closes on failure.
+// handshakeClient makes a TLS connection of conn, which it closes on failure. The end of the handshake is not sent before
+// something else is.
 func handshakeClient(ctx context.Context, conn net.Conn, cfg *tls.Config) (*tls.Conn, *wire, error) {
 	w := newWire(conn)
 	tc := tls.Client(w, cfg)
-	if err := tc.HandshakeContext(ctx); err != nil {
+	w.beginHandshake()
+	err := tc.HandshakeContext(ctx)
+	w.endHandshake(err)
+	if err != nil {
 		conn.Close()
 		return nil, nil, fmt.Errorf("tls handshake with %s: %w", addrString(conn.RemoteAddr()), handshakeCause(ctx, err))
 	}

@@ -7,6 +7,7 @@ import (
 	"os"
 	"sync"
 	"syscall"
+	"time"
 )
 
 const (
@@ -41,6 +42,10 @@ type wire struct {
 	tryRead  func(fd uintptr) bool
 	readErr  error // result of tryRead
 
+	shaking  bool // the TLS handshake goes on, in which who reads has written everything before
+	tryWrite func(fd uintptr) bool
+	wroteAll bool // result of tryWrite
+
 	wmu     sync.Mutex
 	corked  bool    // guarded by wmu
 	wbuf    *[]byte // guarded by wmu; nil when nothing waits
@@ -56,8 +61,24 @@ func newWire(conn net.Conn) *wire {
 			}
 		}
 	}
-	w.tryRead = w.readNow
+	w.tryRead, w.tryWrite = w.readNow, w.writeNow
 	return w
+}
+
+// beginHandshake makes Write gather until something is read, and the last flight, after which a client reads nothing,
+// until uncork: it goes together with the first request.
+func (w *wire) beginHandshake() {
+	w.shaking = true
+	w.cork()
+}
+
+// endHandshake ends what beginHandshake began. After a failure it sends the alert that tells the peer of it.
+func (w *wire) endHandshake(err error) {
+	w.shaking = false
+	if err != nil {
+		w.SetWriteDeadline(time.Now().Add(lingerTimeout))
+		_ = w.uncork()
+	}
 }
 
 // readNow is called by the runtime's poller with the descriptor. The buffer is taken only once there is something to
@@ -102,6 +123,11 @@ func (w *wire) dropReadBuffer() {
 func (w *wire) fill() error {
 	if w.rerr != nil {
 		return w.rerr
+	}
+	if w.shaking {
+		if err := w.flush(); err != nil {
+			return err
+		}
 	}
 	if w.rpos == w.rend {
 		w.dropReadBuffer()
@@ -236,6 +262,52 @@ func (w *wire) uncork() error {
 	return w.flushLocked()
 }
 
+// flush sends what was gathered, and goes on gathering.
+func (w *wire) flush() error {
+	w.wmu.Lock()
+	defer w.wmu.Unlock()
+	return w.flushLocked()
+}
+
+// tryUncork sends what was gathered as far as that is possible without waiting, and reports whether it was all of it, or
+// can be none. Otherwise uncork must follow. Only a wire with a descriptor has it.
+func (w *wire) tryUncork() bool {
+	w.wmu.Lock()
+	defer w.wmu.Unlock()
+	w.corked = false
+	if w.wbuf == nil || w.writErr != nil {
+		_ = w.flushLocked()
+		return w.writErr == nil
+	}
+	w.wroteAll = false
+	if err := w.raw.Write(w.tryWrite); err != nil {
+		w.writErr = err
+	}
+	if w.wroteAll {
+		w.dropWriteBuffer()
+	}
+	w.corked = !w.wroteAll
+	return w.wroteAll
+}
+
+// writeNow is called by the runtime's poller with the descriptor, and never makes it wait. An error shows again in
+// flushLocked.
+func (w *wire) writeNow(fd uintptr) bool {
+	b := *w.wbuf
+	n, err := syscall.Write(int(fd), b)
+	if err == nil && n > 0 {
+		*w.wbuf = b[:copy(b, b[n:])]
+		w.wroteAll = n == len(b)
+	}
+	return true
+}
+
+func (w *wire) dropWriteBuffer() {
+	*w.wbuf = (*w.wbuf)[:0]
+	wireWritePool.Put(w.wbuf)
+	w.wbuf = nil
+}
+
 func (w *wire) flushLocked() error {
 	if w.wbuf == nil {
 		return w.writErr
@@ -243,8 +315,6 @@ func (w *wire) flushLocked() error {
 	if w.writErr == nil {
 		_, w.writErr = w.Conn.Write(*w.wbuf)
 	}
-	*w.wbuf = (*w.wbuf)[:0]
-	wireWritePool.Put(w.wbuf)
-	w.wbuf = nil
+	w.dropWriteBuffer()
 	return w.writErr
 }

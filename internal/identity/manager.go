@@ -321,8 +321,7 @@ func (m *Manager) finish(e *entry, cert *Certificate, err error) {
 	if err == nil {
 		first := e.cert == nil
 		e.cert, e.err, e.backoff = cert, nil, 0
-		half := cert.NotBefore.Add(cert.NotAfter.Sub(cert.NotBefore) / 2)
-		e.due = later(half, now.Add(minRenewDelay))
+		e.due = renewal(cert, now)
 		e.decide()
 		if first {
 			m.log.Info("certificate issued", logattr.Identity(e.id), slog.Time("expires", cert.NotAfter))
@@ -380,11 +379,14 @@ func (e *entry) decide() {
 	}
 }
 
-func later(a, b time.Time) time.Time {
-	if a.After(b) {
-		return a
+// renewal is when a new certificate is due: at half its life. If that has passed already when it comes, our clock and the
+// authority's differ by much, and the next one would be no better: then at half of what is left of it.
+func renewal(c *Certificate, now time.Time) time.Time {
+	half := c.NotBefore.Add(c.NotAfter.Sub(c.NotBefore) / 2)
+	if half.After(now.Add(minRenewDelay)) {
+		return half
 	}
-	return b
+	return now.Add(max(c.NotAfter.Sub(now)/2, minRenewDelay))
 }
 
 // spread keeps many proxies that failed together from coming back together.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net"
 	"net/http"
 	"net/netip"
@@ -13,9 +12,9 @@ import (
 	"time"
 
 	"github.com/isthmus-mesh/isthmus/internal/hbone"
-	"github.com/isthmus-mesh/isthmus/internal/logattr"
 	"github.com/isthmus-mesh/isthmus/internal/mesh"
 	"github.com/isthmus-mesh/isthmus/internal/policy"
+	"github.com/isthmus-mesh/isthmus/internal/proxy/live"
 	"github.com/isthmus-mesh/isthmus/internal/proxy/relay"
 	"github.com/isthmus-mesh/isthmus/internal/proxy/route"
 	"github.com/isthmus-mesh/isthmus/internal/state"
@@ -36,7 +35,7 @@ var errTooManyTunnels = errors.New("too many inbound tunnels")
 func (p *Proxy) serveTunnel(ctx context.Context, s *hbone.ServerStream) {
 	rec := &telemetry.Conn{
 		Reporter: telemetry.Destination, MutualTLS: true, HBONEAddr: s.Authority(), Start: time.Now(),
-		SrcAddr: addrPort(s.RemoteAddr()), DstAddr: addrPort(s.LocalAddr()),
+		SrcAddr: addrPort(s.RemoteAddr()), DstAddr: addrPort(s.LocalAddr()), Trace: live.TraceOf(s.Header()),
 	}
 	setup, cancel := context.WithTimeout(ctx, setupTimeout)
 	defer cancel()
@@ -73,12 +72,12 @@ func (p *Proxy) serveTunnel(ctx context.Context, s *hbone.ServerStream) {
 	}
 	p.describeInbound(snap, rec, s, local, in)
 	asked := ForwardedHost(s.Get(headerForwarded))
-	e := &entry{
-		view: Connection{Inbound: true, Src: rec.SrcAddr.String(), OriginalDst: asked, ActualDst: in.Addr.String(), Protocol: "HBONE"},
-		ask:  policy.Connection{Source: s.Peer(), SourceAddr: rec.SrcAddr, DestinationAddr: in.Addr},
-		dst:  local,
+	c := &live.Conn{
+		View: live.View{Inbound: true, Src: rec.SrcAddr.String(), OriginalDst: asked, ActualDst: in.Addr.String(), Protocol: "HBONE"},
+		Ask:  policy.Connection{Source: s.Peer(), SourceAddr: rec.SrcAddr, DestinationAddr: in.Addr},
+		Dst:  local,
 	}
-	p.inbound(ctx, rec, e, snap, inboundPeer{
+	p.inbound(ctx, rec, c, snap, inboundPeer{
 		dial: func(ctx context.Context) (*net.TCPConn, error) { return p.dialApplication(ctx, in, rec) },
 		accept: func() (relay.Conn, error) {
 			return s.Accept(p.responseHeaders(local))
@@ -102,31 +101,24 @@ type inboundPeer struct {
 }
 
 // inbound authorises, connects, copies and reports one connection to the local application.
-func (p *Proxy) inbound(ctx context.Context, rec *telemetry.Conn, e *entry, snap *state.Snapshot, peer inboundPeer) {
+func (p *Proxy) inbound(ctx context.Context, rec *telemetry.Conn, c *live.Conn, snap *state.Snapshot, peer inboundPeer) {
 	setup, cancel := context.WithTimeout(ctx, setupTimeout)
 	defer cancel()
-	p.live.add(e)
-	defer p.live.remove(e)
-	e.onStop(cancel)
+	defer p.live.Add(c)()
+	c.OnStop(cancel)
 
-	p.cfg.Access.Opened(rec)
-	open := p.cfg.Metrics.Opened(rec)
+	report := live.Open(rec, p.cfg.Access, p.cfg.Metrics)
 	fail := func(status int, err error) {
 		peer.reject(status)
-		why := reasonOf(err)
-		p.cfg.Access.Closed(rec, 0, 0, why, err)
-		open.Closed(rec, why)
+		report.Failed(err)
 	}
-	d, missing := p.decide(setup, e, snap)
-	p.reportDecision(rec, e, d, missing)
-	rec.Policy, rec.Rule = d.Policy, d.Rule
-	if !d.Allowed {
-		fail(http.StatusUnauthorized, &deniedError{d.Reason})
+	if err := p.judge.Decide(setup, c, snap, rec); err != nil {
+		fail(http.StatusUnauthorized, err)
 		return
 	}
 	app, err := peer.dial(setup)
 	if err != nil {
-		if ruling, cause := e.stopped(); cause != nil {
+		if ruling, cause := c.Stopped(); cause != nil {
 			rec.Policy, rec.Rule, err = ruling.Policy, ruling.Rule, cause
 		} else {
 			err = fmt.Errorf("connection failed: %w", err)
@@ -141,29 +133,7 @@ func (p *Proxy) inbound(ctx context.Context, rec *telemetry.Conn, e *entry, snap
 		return
 	}
 	cancel()
-	p.transfer(rec, open, e, &relay.Pipe{Down: down, Up: app})
-}
-
-// reportDecision logs a verdict. ztunnel's level for it is debug, unless a setting makes it info.
-func (p *Proxy) reportDecision(rec *telemetry.Conn, e *entry, d policy.Decision, missing []mesh.PolicyKey) {
-	level := slog.LevelDebug
-	if p.cfg.LogDecisions {
-		level = slog.LevelInfo
-	}
-	if ctx := context.Background(); p.cfg.Log.Enabled(ctx, level) {
-		p.cfg.Log.LogAttrs(ctx, level, "policies evaluated", logattr.Outcome(allowedWord(d.Allowed)), logattr.Policy(d.Policy), logattr.Rule(d.Policy, d.Rule),
-			logattr.SrcAddr(e.ask.SourceAddr), logattr.SrcIdentity(e.ask.Source), logattr.DstAddr(e.ask.DestinationAddr))
-	}
-	for _, k := range missing {
-		p.cfg.Log.Warn("policy of the workload is not known and cannot be enforced", logattr.Policy(k), logattr.Outcome(allowedWord(d.Allowed)))
-	}
-	for _, r := range d.DryRun {
-		result := "no match"
-		if r.Matched {
-			result = "match"
-		}
-		p.cfg.Log.Info("dry-run policy evaluated", logattr.Policy(r.Policy), logattr.DryRun(result), logattr.SrcAddr(rec.SrcAddr))
-	}
+	report.Transfer(c, &relay.Pipe{Down: down, Up: app})
 }
 
 // describeInbound says who is at both ends. The client is described by xDS if it is known by its address and has the
@@ -236,12 +206,12 @@ func (p *Proxy) servePlain(ctx context.Context, c *net.TCPConn) {
 	rec.Source = telemetry.PartyOf(snap.WorkloadAt(mesh.NetworkAddress{Network: p.cfg.Network, Addr: rec.SrcAddr.Addr()}))
 	rec.Destination = telemetry.PartyOf(local)
 	setService(rec, snap, local, nil, "")
-	e := &entry{
-		view: Connection{Inbound: true, Src: rec.SrcAddr.String(), OriginalDst: dst.String(), ActualDst: dst.String(), Protocol: "TCP"},
-		ask:  policy.Connection{SourceAddr: rec.SrcAddr, DestinationAddr: dst},
-		dst:  local,
+	lc := &live.Conn{
+		View: live.View{Inbound: true, Src: rec.SrcAddr.String(), OriginalDst: dst.String(), ActualDst: dst.String(), Protocol: "TCP"},
+		Ask:  policy.Connection{SourceAddr: rec.SrcAddr, DestinationAddr: dst},
+		Dst:  local,
 	}
-	p.inbound(ctx, rec, e, snap, inboundPeer{
+	p.inbound(ctx, rec, lc, snap, inboundPeer{
 		dial: func(ctx context.Context) (*net.TCPConn, error) {
 			return p.dialApplication(ctx, route.Inbound{Dial: dst}, rec)
 		},

@@ -26,15 +26,15 @@ import (
 	"github.com/isthmus-mesh/isthmus/internal/hbone"
 	"github.com/isthmus-mesh/isthmus/internal/logattr"
 	"github.com/isthmus-mesh/isthmus/internal/mesh"
+	"github.com/isthmus-mesh/isthmus/internal/proxy/accept"
+	"github.com/isthmus-mesh/isthmus/internal/proxy/live"
 	"github.com/isthmus-mesh/isthmus/internal/state"
 	"github.com/isthmus-mesh/isthmus/internal/telemetry"
 )
 
 // Errors that end connections. Their texts are those operators know from ztunnel.
 var (
-	ErrDrain        = errors.New("connection closed due to connection drain")
-	ErrPolicyChange = errors.New("connection closed due to policy change")
-	ErrRecursive    = errors.New("attempted recursive call to ourselves")
+	ErrRecursive = errors.New("attempted recursive call to ourselves")
 	// ErrRemoved as the cause of Run's context means that the workload is gone: nothing is waited for.
 	ErrRemoved = errors.New("workload was removed")
 )
@@ -118,7 +118,6 @@ const (
 	handshakeTimeout      = 10 * time.Second // a client's SOCKS or HTTP handshake
 	setupTimeout          = 45 * time.Second // everything before bytes flow, as an upper bound
 	defaultGrace          = 5 * time.Second
-	defaultPolicyWait     = 2 * time.Second
 	defaultEndpointWait   = 3 * time.Second
 )
 
@@ -135,7 +134,8 @@ type Proxy struct {
 	cfg    Config
 	pool   *hbone.Pool
 	server *hbone.Server
-	live   registry
+	live   live.Registry
+	judge  *live.Judge
 	slots  chan struct{} // one token per connection that was accepted
 	tunnel chan struct{} // one token per inbound tunnel
 	waits  chan struct{} // one token per connection that waits for an endpoint
@@ -163,7 +163,7 @@ func New(cfg Config) (*Proxy, error) {
 		cfg.Grace = defaultGrace
 	}
 	if cfg.PolicyWait == 0 {
-		cfg.PolicyWait = defaultPolicyWait
+		cfg.PolicyWait = live.DefaultPolicyWait
 	}
 	if cfg.EndpointWait == 0 {
 		cfg.EndpointWait = defaultEndpointWait
@@ -175,6 +175,7 @@ func New(cfg Config) (*Proxy, error) {
 		cfg: cfg, slots: make(chan struct{}, cfg.MaxConnections), tunnel: make(chan struct{}, cfg.MaxConnections),
 		waits: make(chan struct{}, maxEndpointWaits),
 	}
+	p.judge = &live.Judge{Store: cfg.Store, Live: &p.live, Wait: cfg.PolicyWait, AllowMissing: cfg.AllowMissingPolicies, LogVerdicts: cfg.LogDecisions, Log: cfg.Log}
 	return p, p.tunnels()
 }
 
@@ -225,7 +226,7 @@ func (p *Proxy) Run(ctx context.Context, ls Listeners) error {
 	var background, conns sync.WaitGroup
 	var poolErr error
 	background.Go(func() { poolErr = p.pool.Run(hard) })
-	background.Go(func() { p.watchPolicies(hard) })
+	background.Go(func() { p.judge.Watch(hard) })
 
 	errs := make([]error, 4)
 	var accepting sync.WaitGroup
@@ -240,13 +241,15 @@ func (p *Proxy) Run(ctx context.Context, ls Listeners) error {
 		{"inbound", ls.Plain, p.servePlain},
 	} {
 		if l.l != nil {
-			accepting.Go(func() { errs[i] = p.accept(ctx, hard, l.name, l.l, l.serve, &conns) })
+			loop := accept.Loop{Name: l.name, Listener: l.l, Slots: p.slots, Conns: &conns, Metrics: p.cfg.Metrics, Log: p.cfg.Log,
+				Serve: func(c *net.TCPConn) { l.serve(hard, c) }}
+			accepting.Go(func() { errs[i] = loop.Run(ctx) })
 		}
 	}
 	accepting.Wait() // listeners are closed now, by ctx or by an error
 	p.drain(ctx, &conns)
-	cut(ErrDrain)
-	p.live.endAll(ErrDrain)
+	cut(live.ErrDrain)
+	p.live.EndAll(live.ErrDrain)
 	conns.Wait()
 	background.Wait()
 	return errors.Join(append(errs, poolErr)...)
@@ -270,7 +273,7 @@ func (p *Proxy) drain(ctx context.Context, conns *sync.WaitGroup) {
 	go func() { conns.Wait(); close(done) }()
 	if !waitFor(done, grace) {
 		// What is left is ended here and not by Drain, so that the access log tells the reason.
-		p.live.endAll(ErrDrain)
+		p.live.EndAll(live.ErrDrain)
 		waitFor(done, lastWords)
 	}
 	cutTunnels()
@@ -291,70 +294,8 @@ func waitFor(done <-chan struct{}, d time.Duration) bool {
 	}
 }
 
-// accept hands out connections until ctx ends or the listener fails.
-func (p *Proxy) accept(ctx, hard context.Context, name string, l net.Listener, serve func(context.Context, *net.TCPConn), conns *sync.WaitGroup) error {
-	closed := make(chan struct{})
-	stop := context.AfterFunc(ctx, func() { l.Close(); close(closed) })
-	defer func() {
-		if stop() {
-			l.Close()
-			return
-		}
-		<-closed // the port is free for a successor only when Close has returned
-	}()
-	for backoff := time.Duration(0); ; {
-		c, err := l.Accept()
-		if err != nil {
-			if ctx.Err() != nil {
-				return nil
-			}
-			var ne interface{ Temporary() bool }
-			if !errors.As(err, &ne) || !ne.Temporary() {
-				return fmt.Errorf("accept on %s: %w", l.Addr(), err)
-			}
-			// Out of descriptors, most likely: the listener is fine, so wait for connections to end.
-			backoff = min(max(2*backoff, 5*time.Millisecond), time.Second)
-			p.cfg.Log.Warn("connection could not be accepted", logattr.Listener(name), logattr.Err(err))
-			if !wait(ctx, backoff) {
-				return nil
-			}
-			continue
-		}
-		backoff = 0
-		tc, ok := c.(*net.TCPConn)
-		if !ok {
-			c.Close()
-			return fmt.Errorf("accept on %s: not a TCP listener", l.Addr())
-		}
-		select {
-		case p.slots <- struct{}{}:
-		default:
-			p.cfg.Metrics.LimitReached("connections")
-			_ = tc.SetLinger(0)
-			tc.Close()
-			continue
-		}
-		conns.Go(func() {
-			p.cfg.Metrics.Connections(name, 1)
-			defer func() {
-				p.cfg.Metrics.Connections(name, -1)
-				<-p.slots
-			}()
-			serve(hard, tc)
-		})
-	}
-}
-
-func wait(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-t.C:
-		return true
-	}
-}
+// Connections returns the live connections, sorted.
+func (p *Proxy) Connections() []live.View { return p.live.Views() }
 
 // Local returns the workload this proxy stands for, waiting a while for xDS to know it.
 func (p *Proxy) Local(ctx context.Context) (*mesh.Workload, error) {

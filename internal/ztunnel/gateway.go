@@ -82,6 +82,7 @@ func (a *app) runTunnels(data, control context.Context, g *group, fail func(erro
 		return nil
 	}
 	gc.Store, gc.Self, gc.Services, gc.TLS, gc.Limits = a.store, self, a.cfg.GatewayServices, a.cfg.Tuning.TLS, a.cfg.Tuning.Limits
+	gc.PolicyWait, gc.AllowMissingPolicies, gc.LogDecisions = a.cfg.PolicyWait, a.cfg.AllowMissingPolicies, a.cfg.LogDecisions
 	if a.crl != nil {
 		gc.VerifyPeer = func(path []*x509.Certificate) error { return a.verifyPeer(telemetry.Destination, path) }
 	}

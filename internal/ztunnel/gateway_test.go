@@ -53,18 +53,20 @@ func (n *twoNetworks) call(t *testing.T) (out, errOut string, code int) {
 // logs waits for a line of r that has all parts.
 func (r *running) logs(t *testing.T, parts ...string) {
 	t.Helper()
-	meshtest.Eventually(t, fmt.Sprintf("%s logs %q", r.ip, parts), func() bool {
-		for line := range strings.Lines(r.out.String()) {
-			all := true
-			for _, p := range parts {
-				all = all && strings.Contains(line, p)
-			}
-			if all {
-				return true
-			}
+	meshtest.Eventually(t, fmt.Sprintf("%s logs %q", r.ip, parts), func() bool { return r.hasLogged(parts...) })
+}
+
+func (r *running) hasLogged(parts ...string) bool {
+	for line := range strings.Lines(r.out.String()) {
+		all := true
+		for _, p := range parts {
+			all = all && strings.Contains(line, p)
 		}
-		return false
-	})
+		if all {
+			return true
+		}
+	}
+	return false
 }
 
 // A gateway hands a tunnel from another network to a workload of its own, and passes TLS through by name.

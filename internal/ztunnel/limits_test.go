@@ -73,8 +73,8 @@ func TestMetadataIsBounded(t *testing.T) {
 		}
 	}))
 	defer s.Close()
-	if region, err := readRegion(t.Context(), s.URL); err == nil {
-		t.Errorf("readRegion = %q", region)
+	if task, err := readTask(t.Context(), s.URL); err == nil {
+		t.Errorf("readTask = %v", task)
 	}
 }
 

@@ -153,8 +153,8 @@ services: [{name: echo, namespace: ecs-demo-1, hostname: %s, vips: [eks/%s], por
 	}
 }
 
-// TestRegionFromTheTask is a task outside of Fargate, which has no AWS_REGION.
-func TestRegionFromTheTask(t *testing.T) {
+// TestNameFromTheTask is a task outside of Fargate, which has no AWS_REGION.
+func TestNameFromTheTask(t *testing.T) {
 	answers := []string{`not ready`, `{"TaskARN":"short"}`, `{"Cluster":"c","TaskARN":"arn:aws-cn:ecs:cn-north-1:123456789012:task/c/0123"}`}
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path != "/v4/x/task" {
@@ -170,10 +170,10 @@ func TestRegionFromTheTask(t *testing.T) {
 	}
 	var log bytes.Buffer
 	a := &app{cfg: cfg, log: slog.New(slog.NewTextHandler(&log, nil))}
-	if region, err := a.taskRegion(t.Context()); region != "cn-north-1" || err != nil {
-		t.Errorf("taskRegion = %q, %v", region, err)
+	if got, err := a.taskARN(t.Context()); got != (taskName{"cn-north-1", "0123"}) || err != nil {
+		t.Errorf("taskARN = %+v, %v", got, err)
 	}
-	if n := strings.Count(log.String(), "the region is not known yet"); n != 2 {
+	if n := strings.Count(log.String(), "the task's region and id are not known yet"); n != 2 {
 		t.Errorf("%d warnings, want 2:\n%s", n, &log)
 	}
 }

@@ -15,6 +15,24 @@ import (
 // keyBytes is the length of an X25519 public key (RFC 7748).
 const keyBytes = 32
 
+// OneTimeKey is the key pair of one request to the broker, to which the answer is sealed. The zero value opens nothing.
+type OneTimeKey struct{ private *ecdh.PrivateKey }
+
+// NewOneTimeKey makes a key pair.
+func NewOneTimeKey() (OneTimeKey, error) {
+	private, err := newKey()
+	return OneTimeKey{private}, err
+}
+
+// Public returns the part of the key that travels, as it travels.
+func (k OneTimeKey) Public() string { return keyText(k.private.PublicKey()) }
+
+// CheckKey checks the public key of somebody else's request. The error wraps ErrMalformed.
+func CheckKey(text string) error {
+	_, err := parseKey(text)
+	return err
+}
+
 // newKey makes the key pair of one proof.
 func newKey() (*ecdh.PrivateKey, error) { return ecdh.X25519().GenerateKey(rand.Reader) }
 
@@ -76,8 +94,11 @@ func Seal(key string, answer TokenResponse) ([]byte, error) {
 
 // Open decrypts an answer that was sealed to this proof. Only a proof that Sign returned can: the private key never
 // leaves the process.
-func (p Proof) Open(text []byte) (TokenResponse, error) {
-	if p.private == nil {
+func (p Proof) Open(text []byte) (TokenResponse, error) { return OneTimeKey{p.private}.Open(text) }
+
+// Open decrypts an answer that was sealed to this key.
+func (k OneTimeKey) Open(text []byte) (TokenResponse, error) {
+	if k.private == nil {
 		return TokenResponse{}, errors.New("open the broker's answer: this is a copy of the proof, without its private key")
 	}
 	var s sealed
@@ -88,7 +109,7 @@ func (p Proof) Open(text []byte) (TokenResponse, error) {
 	if err != nil {
 		return TokenResponse{}, errors.New("open the broker's answer: not base64")
 	}
-	key, err := hpke.NewDHKEMPrivateKey(p.private)
+	key, err := hpke.NewDHKEMPrivateKey(k.private)
 	if err != nil {
 		return TokenResponse{}, fmt.Errorf("open the broker's answer: %w", err)
 	}

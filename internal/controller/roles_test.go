@@ -1,0 +1,106 @@
+package controller
+
+import (
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/isthmus-mesh/isthmus/internal/broker"
+	"github.com/isthmus-mesh/isthmus/internal/controller/settings"
+	"github.com/isthmus-mesh/isthmus/internal/ecs/inventory"
+	"github.com/isthmus-mesh/isthmus/internal/kube/kubetest"
+)
+
+// TestRoleUse follows one role through an account: who has it, and when that is not known.
+func TestRoleUse(t *testing.T) {
+	ctx := t.Context()
+	a := newAccount(accountA, "ecs-demo-1")
+	now := time.Unix(1_800_000_000, 0)
+	w := newWorld(t, kubetest.New(t, namespaces()), func(c *Config) { c.Now = func() time.Time { return now } }, a)
+	acc := w.ctl.accounts
+	use := func() []string {
+		t.Helper()
+		if err := w.ctl.sweep(ctx); err != nil {
+			t.Fatal(err)
+		}
+		got, err := acc.RoleUse(accountA, "task")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return got
+	}
+	is := func(what string, want ...string) {
+		t.Helper()
+		if diff := cmp.Diff(want, use()); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", what, diff)
+		}
+	}
+	if _, err := acc.RoleUse(accountA, "task"); !errors.Is(err, broker.ErrUnavailable) {
+		t.Errorf("before the first sweep: %v, want ErrUnavailable", err)
+	}
+	is("a service without tasks", "ecs-demo-1/echo-sa")
+	a.RunTask(a.cluster, "echo", a.definition)
+	a.RunTask(a.cluster, "echo", a.definition)
+	is("its tasks", "ecs-demo-1/echo-sa")
+	if got, err := acc.RoleUse(accountA, "another"); err != nil || len(got) != 0 {
+		t.Errorf("a role that nothing has: %v, %v", got, err)
+	}
+	// A task of another definition with the same role, without a service account.
+	bare := a.AddDefinition(inventory.TaskDefinition{Family: "cron", Revision: 1, TaskRoleARN: taskRole, Containers: []inventory.ContainerDefinition{{Name: "cron"}}})
+	cron := a.RunTask(a.cluster, "", bare)
+	is("a task that names no service account", "ecs-demo-1/echo-sa", "task "+inventory.LastPart(cron)+" of cluster ecs-demo-1, which names no service account")
+	a.StopTask(cron)
+	is("the same while it stops: its credentials are still good", "ecs-demo-1/echo-sa", "task "+inventory.LastPart(cron)+" of cluster ecs-demo-1, which names no service account")
+	a.EndTask(cron)
+	is("the same when it has ended", "ecs-demo-1/echo-sa")
+	// A service with another service account and no task yet.
+	other := a.AddDefinition(inventory.TaskDefinition{Family: "web", Revision: 1, TaskRoleARN: taskRole, Tags: inventory.Tags{"ecs.solo.io/service-account": "web-sa"}})
+	a.AddService(a.cluster, "web", other)
+	now = now.Add(time.Hour) // services are read every sixth time, or when they are due
+	is("a second service account", "ecs-demo-1/echo-sa", "ecs-demo-1/web-sa")
+
+	// Nothing follows from what is old.
+	a.Break("ListTasks", "", errors.New("down"))
+	_ = w.ctl.sweep(ctx)
+	if got, err := acc.RoleUse(accountA, "task"); err != nil || len(got) != 2 {
+		t.Errorf("a moment after a failure: %v, %v", got, err)
+	}
+	now = now.Add(maxRoleUseAge + time.Second)
+	_ = w.ctl.sweep(ctx)
+	if _, err := acc.RoleUse(accountA, "task"); !errors.Is(err, broker.ErrUnavailable) || !strings.Contains(err.Error(), "at most 5m0s") {
+		t.Errorf("long after the last complete sweep: %v, want ErrUnavailable", err)
+	}
+}
+
+func TestIssuerIsPinnedToAnAccount(t *testing.T) {
+	const url = "https://a103a2cc.tokens.sts.global.api.aws"
+	w := newWorld(t, kubetest.New(t, namespaces()), nil, newAccount(accountA, "ecs-demo-1"), newAccount(accountB, "ecs-demo-2"))
+	acc := w.ctl.accounts
+	set := func(web *settings.WebIdentity) {
+		accts := w.ctl.cfg.Settings.Platforms.ECS.Accounts
+		accts[0].WebIdentity = web
+		if errs := acc.set(accts); len(errs) > 0 {
+			t.Fatal(errs)
+		}
+	}
+	for name, tt := range map[string]struct {
+		web *settings.WebIdentity
+		ok  bool
+	}{
+		"by default":     {nil, false},
+		"not enabled":    {&settings.WebIdentity{Issuer: url}, false},
+		"enabled":        {&settings.WebIdentity{Issuer: url, Enabled: true}, true},
+		"disabled again": {nil, false},
+	} {
+		set(tt.web)
+		if got, ok := acc.issuer(accountA); ok != tt.ok || ok && got != url {
+			t.Errorf("%s: issuer %q, %t", name, got, ok)
+		}
+		if got, ok := acc.issuer(accountB); ok {
+			t.Errorf("%s: account B has issuer %q", name, got)
+		}
+	}
+}
