@@ -21,17 +21,15 @@ const limitsPage = "../../docs/reference/limits.md"
 // notLimits are constants that are called a maximum and do not limit anything that is queued, kept or read.
 func notLimits() map[string]string {
 	return map[string]string{
-		"hbone.maxWindow":                    "of the protocol",
-		"hbone.maxStreamID":                  "of the protocol",
-		"hbone.defaultMaxFrame":              "of the protocol",
-		"hbone.maxSegments":                  "how much one system call writes",
-		"gateway.maxRecordPayload":           "of the protocol",
-		"identity/webidentity.maxAccounts":   "of the broker, whose accounts come from its configuration",
-		"identity/webidentity.maxRSABits":    "of a kind of key",
-		"identity/webidentity.maxSTSMessage": "how much of a message is repeated",
-		"policy.maxInlinePrincipal":          "longer ones are allocated",
-		"state.maxShift":                     "of the hash",
-		"telemetry.maxPooledLine":            "longer ones are not reused",
+		"hbone.maxWindow":           "of the protocol",
+		"hbone.maxStreamID":         "of the protocol",
+		"hbone.defaultMaxFrame":     "of the protocol",
+		"hbone.maxSegments":         "how much one system call writes",
+		"gateway.maxRecordPayload":  "of the protocol",
+		"policy.maxInlinePrincipal": "longer ones are allocated",
+		"state.maxShift":            "of the hash",
+		"ztunnel.maxPercent":        "of how often garbage is collected",
+		"telemetry.maxPooledLine":   "longer ones are not reused",
 	}
 }
 
@@ -69,6 +67,13 @@ func TestLimits(t *testing.T) {
 	page, err := os.ReadFile(limitsPage)
 	if err != nil {
 		t.Fatal(err)
+	}
+	for _, dir := range limitPackages(t) {
+		for _, name := range sharedMaps(t, dir) {
+			if full := filepath.ToSlash(strings.TrimPrefix(dir, "../")) + "." + name; !strings.Contains(string(page), "`"+full+"`") {
+				t.Errorf("the map %s is not in %s", full, limitsPage)
+			}
+		}
 	}
 	for _, setting := range limitSettings(t) {
 		if !strings.Contains(string(page), "`"+setting+"`") {
@@ -120,6 +125,9 @@ func limitRows(t *testing.T) map[string]limitRow {
 			continue
 		}
 		cells := strings.Split(strings.Trim(line, "|"), "|")
+		if len(cells) == 2 {
+			continue // of the table of maps
+		}
 		if len(cells) != 6 {
 			t.Errorf("line %d has %d cells, want 6", i+1, len(cells))
 			continue
@@ -168,23 +176,65 @@ func limitPackages(t *testing.T) (dirs []string) {
 	return dirs
 }
 
-// constants returns the integer constants of a package whose value does not depend on others; durations are none.
-func constants(t *testing.T, dir string) map[string]constant.Value {
+// sharedMaps returns the maps in structs that have a lock, and those that need none, as Type.field.
+func sharedMaps(t *testing.T, dir string) (names []string) {
 	t.Helper()
-	files, err := filepath.Glob(filepath.Join(dir, "*.go"))
+	for _, f := range parsedFiles(t, token.NewFileSet(), dir) {
+		ast.Inspect(f, func(n ast.Node) bool {
+			spec, ok := n.(*ast.TypeSpec)
+			if !ok {
+				return true
+			}
+			st, ok := spec.Type.(*ast.StructType)
+			if !ok {
+				return true
+			}
+			locked := false
+			var maps []string
+			for _, field := range st.Fields.List {
+				kind := types.ExprString(field.Type)
+				locked = locked || kind == "sync.Mutex" || kind == "sync.RWMutex"
+				if strings.HasPrefix(kind, "map[") || kind == "sync.Map" {
+					for _, name := range field.Names {
+						maps = append(maps, spec.Name.Name+"."+name.Name)
+					}
+				}
+			}
+			if locked {
+				names = append(names, maps...)
+			}
+			return true
+		})
+	}
+	return names
+}
+
+// parsedFiles parses the files of a package, tests apart.
+func parsedFiles(t *testing.T, fset *token.FileSet, dir string) (files []*ast.File) {
+	t.Helper()
+	paths, err := filepath.Glob(filepath.Join(dir, "*.go"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	out := map[string]constant.Value{}
-	fset := token.NewFileSet()
-	for _, f := range files {
-		if strings.HasSuffix(f, "_test.go") {
+	for _, path := range paths {
+		if strings.HasSuffix(path, "_test.go") {
 			continue
 		}
-		parsed, err := parser.ParseFile(fset, f, nil, parser.SkipObjectResolution)
+		f, err := parser.ParseFile(fset, path, nil, parser.SkipObjectResolution)
 		if err != nil {
 			t.Fatal(err)
 		}
+		files = append(files, f)
+	}
+	return files
+}
+
+// constants returns the integer constants of a package whose value does not depend on others; durations are none.
+func constants(t *testing.T, dir string) map[string]constant.Value {
+	t.Helper()
+	out := map[string]constant.Value{}
+	fset := token.NewFileSet()
+	for _, parsed := range parsedFiles(t, fset, dir) {
 		for _, d := range parsed.Decls {
 			g, ok := d.(*ast.GenDecl)
 			if !ok || g.Tok != token.CONST {

@@ -77,18 +77,9 @@ func (a *app) askWhy(ctx context.Context, f dumpFlags, q why.Query) (*why.Answer
 		if err != nil {
 			return nil, err
 		}
-		text, usage, ours := strings.Cut(string(body), "\nusage: GET /why")
-		switch {
-		case code == http.StatusOK:
-			var answer why.Answer
-			if err := json.Unmarshal(body, &answer); err != nil {
-				return nil, diag.Wrap(diag.ProxyDumpUnreadable, err)
-			}
-			return &answer, nil
-		case ours && usage != "":
-			return nil, unanswered(code == http.StatusNotFound, text)
-		case code != http.StatusNotFound:
-			return nil, diag.Newf(diag.ProxyDumpUnreadable, "the proxy answers with status %d", code)
+		answer, err := readWhy(code, body)
+		if answer != nil || err != nil {
+			return answer, err
 		}
 		a.Notef("isthmus: the proxy answers no such question, as Istio's own: judging by its config dump")
 	}
@@ -97,6 +88,24 @@ func (a *app) askWhy(ctx context.Context, f dumpFlags, q why.Query) (*why.Answer
 		return nil, err
 	}
 	return whyOfDump(d, q)
+}
+
+// readWhy reads a proxy's answer; it is nil without an error when the proxy answers no such question.
+func readWhy(code int, body []byte) (*why.Answer, error) {
+	text, usage, ours := strings.Cut(string(body), "\nusage: GET /why")
+	switch {
+	case code == http.StatusOK:
+		var answer why.Answer
+		if err := json.Unmarshal(body, &answer); err != nil || answer.Verdict == "" {
+			return nil, diag.Newf(diag.ProxyDumpUnreadable, "the proxy's answer is no verdict: %v", err)
+		}
+		return &answer, nil
+	case ours && usage != "":
+		return nil, unanswered(code == http.StatusNotFound, text)
+	case code == http.StatusNotFound:
+		return nil, nil
+	}
+	return nil, diag.Newf(diag.ProxyDumpUnreadable, "the proxy answers with status %d", code)
 }
 
 // maxAnswer bounds what is read of a proxy's answer.

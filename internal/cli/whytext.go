@@ -84,7 +84,7 @@ func policyRows(p why.Policy) [][]string {
 		return [][]string{{p.Policy, action, result, strconv.Itoa(p.Rule), ""}}
 	}
 	if len(p.Misses) == 0 {
-		return [][]string{{p.Policy, action, result, "", "it has no rules, so it never matches"}}
+		return [][]string{{p.Policy, action, result, "", map[string]string{"Allow": "it has no rules: it allows nothing", "Deny": "it has no rules: it denies nothing"}[p.Action]}}
 	}
 	var rows [][]string
 	for _, m := range p.Misses {

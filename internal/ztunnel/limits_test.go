@@ -74,7 +74,7 @@ func TestMetadataIsBounded(t *testing.T) {
 	}))
 	defer s.Close()
 	if task, err := readTask(t.Context(), s.URL); err == nil {
-		t.Errorf("readTask = %q", task)
+		t.Errorf("readTask = %v", task)
 	}
 }
 

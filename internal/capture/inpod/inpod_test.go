@@ -385,7 +385,13 @@ func TestServerRefusesStrangers(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "ztunnel.sock")
 	s := newServer(t, path)
 	run(t, s.Run)
-	eventually(t, "listening", func() bool { _, err := os.Stat(path); return err == nil })
+	eventually(t, "listening", func() bool { // the path is there a moment before
+		c, err := net.DialUnix("unixpacket", nil, &net.UnixAddr{Name: path, Net: "unixpacket"})
+		if err == nil {
+			c.Close()
+		}
+		return err == nil
+	})
 	for _, hello := range [][]byte{{0xff}, {0x08, 0x02}} {
 		c, err := net.DialUnix("unixpacket", nil, &net.UnixAddr{Name: path, Net: "unixpacket"})
 		must(t, err)
