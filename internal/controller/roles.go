@@ -13,19 +13,25 @@ import (
 // Limits of what a role alone may say.
 const (
 	// maxRoleUseAge is how old the last complete sweep may be; with a long sweep interval it is two of them.
-	maxRoleUseAge = 5 * time.Minute
+	maxRoleUseAge = 10 * time.Minute
 	// maxRoleUsers are remembered of a role; more than one is too many already.
 	maxRoleUsers = 8
 )
 
-// roleUses is who uses which role in an account and region. It is made when it is first asked for and when the snapshot
-// has changed, so that it costs nothing where nobody asks.
+// roleUses is who uses which role in an account and region. It is made when it is first asked for, cluster by cluster, and
+// again for a cluster that was read again: it costs nothing where nobody asks.
 type roleUses struct {
-	mu      sync.Mutex
-	made    bool                // guarded by mu
-	version uint64              // guarded by mu; of the snapshot that byRole is of
-	byRole  map[string][]string // guarded by mu; users by the role's name
-	unread  string              // guarded by mu; a task or service whose role is not known, or ""
+	mu       sync.Mutex
+	clusters map[string]*clusterRoles // guarded by mu; by ARN
+}
+
+// clusterRoles is who uses which role in one cluster, as it was at one moment.
+type clusterRoles struct {
+	view     *inventory.ClusterView
+	tasks    map[string][]*inventory.Task    // by the role's name; those that have not ended
+	services map[string][]*inventory.Service // by the role's name of their next task, which may come at any time
+	users    map[string][]string             // by the role's name; made of the above when it is asked for
+	unread   string                          // a task or service whose role is not known, or ""
 }
 
 // issuer returns the issuer that is pinned to an account whose web identity tokens are accepted.
@@ -79,46 +85,74 @@ func (a *accounts) userOf(s *scope, snap *inventory.Snapshot, v inventory.TaskVi
 func (u *roleUses) of(roleName string, snap *inventory.Snapshot, userOf func(inventory.TaskView) string) ([]string, error) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if !u.made || u.version != snap.Version {
-		u.readLocked(snap, userOf)
+	next := make(map[string]*clusterRoles, len(snap.Clusters))
+	var users []string
+	for arn, view := range snap.Clusters {
+		c := u.clusters[arn]
+		if c == nil || c.view != view || c.unread != "" {
+			c = rolesIn(snap, view)
+		}
+		next[arn] = c
+		if c.unread != "" {
+			return nil, fmt.Errorf("the role of %s is not known yet", c.unread)
+		}
+		users = append(users, c.usersOf(roleName, snap, userOf)...)
 	}
-	if u.unread != "" {
-		return nil, fmt.Errorf("the role of %s is not known yet", u.unread)
-	}
-	return u.byRole[roleName], nil
+	u.clusters = next
+	return users, nil
 }
 
-// readLocked goes through all tasks that have not ended, and through the services, whose next task may come at any time.
-func (u *roleUses) readLocked(snap *inventory.Snapshot, userOf func(inventory.TaskView) string) {
-	u.made, u.version, u.byRole, u.unread = true, snap.Version, map[string][]string{}, ""
-	add := func(v inventory.TaskView, what string) {
-		if v.Definition == nil && v.Task.TaskRoleOverride == "" {
-			u.unread = what
-			return
+// rolesIn sorts what is in a cluster by role.
+func rolesIn(snap *inventory.Snapshot, view *inventory.ClusterView) *clusterRoles {
+	c := &clusterRoles{view: view, tasks: map[string][]*inventory.Task{}, services: map[string][]*inventory.Service{}, users: map[string][]string{}}
+	for _, svc := range view.Services {
+		def := snap.Definitions[svc.TaskDefinition]
+		if def == nil {
+			c.unread = "service " + svc.Name
+			continue
 		}
-		role := inventory.LastPart(v.RoleARN())
-		if role == "" {
-			return // without a role there is nobody to prove it
+		role := inventory.LastPart(def.TaskRoleARN)
+		c.services[role] = append(c.services[role], svc)
+	}
+	for _, t := range view.Tasks {
+		v := inventory.TaskView{Task: t, Definition: snap.Definitions[t.TaskDefinitionARN]}
+		switch {
+		case lifeOf(t) == broker.Ended:
+		case v.Definition == nil && t.TaskRoleOverride == "":
+			c.unread = "task " + t.ID()
+		default:
+			role := inventory.LastPart(v.RoleARN())
+			c.tasks[role] = append(c.tasks[role], t)
 		}
-		users := u.byRole[role]
+	}
+	return c
+}
+
+// usersOf names the users of a role in the cluster, as many as are needed to know that they are too many.
+func (c *clusterRoles) usersOf(roleName string, snap *inventory.Snapshot, userOf func(inventory.TaskView) string) []string {
+	if users, ok := c.users[roleName]; ok {
+		return users
+	}
+	var users []string
+	add := func(v inventory.TaskView) {
 		if len(users) >= maxRoleUsers {
 			return
 		}
 		if user := userOf(v); !slices.Contains(users, user) {
-			u.byRole[role] = append(users, user)
+			users = append(users, user)
 		}
 	}
-	for _, c := range snap.SortedClusters() {
-		for _, svc := range c.SortedServices() {
-			next := inventory.Task{ClusterARN: c.Cluster.ARN, TaskDefinitionARN: svc.TaskDefinition}
-			add(inventory.TaskView{
-				Account: snap.Account, Region: snap.Region, Cluster: c.Cluster, Service: svc, Task: &next, Definition: snap.Definitions[svc.TaskDefinition],
-			}, "service "+svc.Name)
-		}
-		for _, t := range c.SortedTasks() {
-			if lifeOf(t) != broker.Ended {
-				add(snap.View(c, t), "task "+t.ID())
-			}
-		}
+	for _, svc := range c.services[roleName] {
+		next := inventory.Task{ClusterARN: svc.ClusterARN, TaskDefinitionARN: svc.TaskDefinition}
+		add(inventory.TaskView{
+			Account: snap.Account, Region: snap.Region, Cluster: c.view.Cluster, Service: svc, Task: &next, Definition: snap.Definitions[svc.TaskDefinition],
+		})
 	}
+	for _, t := range c.tasks[roleName] {
+		add(snap.View(c.view, t))
+	}
+	if len(c.services[roleName])+len(c.tasks[roleName]) > 0 { // names that nobody has are the callers' own, and without end
+		c.users[roleName] = users
+	}
+	return users
 }

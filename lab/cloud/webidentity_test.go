@@ -14,6 +14,7 @@ import (
 	ststypes "github.com/aws/aws-sdk-go-v2/service/sts/types"
 
 	"github.com/isthmus-mesh/isthmus/internal/identity/webidentity"
+	"github.com/isthmus-mesh/isthmus/test/clients"
 )
 
 // enableFederation lets an account have web identity tokens and returns its issuer.
@@ -198,5 +199,41 @@ func TestWebIdentityTokensAreVerified(t *testing.T) {
 	l.clock.advance(3 * time.Minute)
 	if _, err := v.Verify(t.Context(), text, proof.Key); !errors.Is(err, webidentity.ErrTime) {
 		t.Errorf("three minutes later: %v, want %v", err, webidentity.ErrTime)
+	}
+}
+
+// TestOutboundFederationWithTheAWSCLI makes the calls of the configuration reference with the AWS CLI.
+func TestOutboundFederationWithTheAWSCLI(t *testing.T) {
+	t.Parallel()
+	cli := clients.AWSCLI(t)
+	l := newLab(t)
+	var issuer string
+	for _, c := range []struct {
+		args, want string
+		fail       bool
+	}{
+		{"iam get-outbound-web-identity-federation-info", "(FeatureDisabled)", true},
+		{"iam enable-outbound-web-identity-federation --query IssuerIdentifier --output text", "https://", false},
+		{"iam enable-outbound-web-identity-federation", "(FeatureEnabled)", true},
+		{"iam get-outbound-web-identity-federation-info --query JwtVendingEnabled --output json", "true", false},
+		{"sts get-web-identity-token --audience isthmus-broker/cluster.local/x --signing-algorithm RS256 --query WebIdentityToken --output text", "eyJ", false},
+		{"sts get-web-identity-token --audience isthmus-broker/cluster.local/x --signing-algorithm HS256", "(ValidationError)", true},
+	} {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		out, err := l.aws(ctx, cli, strings.Fields(c.args)...).CombinedOutput()
+		cancel()
+		got := strings.TrimSpace(string(out))
+		if strings.Contains(got, "Invalid choice") || strings.Contains(got, "invalid choice") {
+			t.Skipf("SKIPPED: this AWS CLI is older than the calls: %s", cli)
+		}
+		if (err != nil) != c.fail || !strings.Contains(got, c.want) {
+			t.Errorf("aws %s = %v\n%s\nwant %q", c.args, err, got, c.want)
+		}
+		if strings.HasPrefix(c.want, "https://") {
+			issuer = got
+		}
+	}
+	if err := webidentity.CheckIssuer(issuer); err != nil {
+		t.Error(err)
 	}
 }
