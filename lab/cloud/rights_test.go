@@ -56,7 +56,9 @@ func TestCapabilitiesOfContainers(t *testing.T) {
 		"plain": func(got []string) bool {
 			return len(got) == 13 && !slices.Contains(got, "NET_RAW") && slices.Contains(got, "CHOWN")
 		},
-		"all":  func(got []string) bool { return !slices.Contains(got, "SYS_ADMIN") && slices.Contains(got, "NET_ADMIN") },
+		"all": func(got []string) bool {
+			return !slices.Contains(got, "SYS_ADMIN") && slices.Contains(got, "NET_ADMIN")
+		},
 		"free": func(got []string) bool { return got == nil },
 	} {
 		before := len(l.rt.running("a"))
