@@ -2,6 +2,7 @@ package cloud_test
 
 import (
 	"encoding/base64"
+	"encoding/json"
 	"slices"
 	"strings"
 	"testing"
@@ -11,6 +12,7 @@ import (
 	awsecs "github.com/aws/aws-sdk-go-v2/service/ecs"
 	"github.com/aws/aws-sdk-go-v2/service/ecs/types"
 
+	"github.com/isthmus-mesh/isthmus/internal/ecs"
 	"github.com/isthmus-mesh/isthmus/lab/cloud/ec2"
 )
 
@@ -51,6 +53,8 @@ func TestContainerInstances(t *testing.T) {
 	t.Parallel()
 	l := newLab(t)
 	ctx := t.Context()
+	url := l.queue("instances", "instances")
+	l.rule("instances", `{"source":["aws.ecs"],"detail-type":["ECS Container Instance State Change"]}`, queueARN("instances"))
 	l.cluster("c")
 	l.onEC2("web", "", types.PortMapping{ContainerPort: aws.Int32(8080)})
 	_, err := l.ecs().RunTask(ctx, &awsecs.RunTaskInput{Cluster: of("c"), TaskDefinition: of("web")})
@@ -133,6 +137,20 @@ func TestContainerInstances(t *testing.T) {
 		}
 		return gone == 2 && len(l.containerInstances("c")) == 1
 	})
-	_, err = l.ecs().DeleteCluster(ctx, &awsecs.DeleteClusterInput{Cluster: of("none")})
-	wantCode(t, "no cluster", err, "ClusterNotFoundException")
+	var states []string
+	for _, m := range l.receive(url) {
+		var e struct{ Detail struct{ Status string } }
+		if err := json.Unmarshal([]byte(*m.Body), &e); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := ecs.ParseEvent([]byte(*m.Body)); err != nil && e.Detail.Status != "ACTIVE" { // which is no news to it
+			t.Errorf("the product cannot read %s: %v", *m.Body, err)
+		}
+		states = append(states, e.Detail.Status)
+	}
+	if want := []string{"ACTIVE", "ACTIVE", "DRAINING", "INACTIVE"}; !slices.Equal(states, want) {
+		t.Errorf("events of container instances = %v, want %v", states, want)
+	}
+	_, err = l.ecs().DeleteCluster(ctx, &awsecs.DeleteClusterInput{Cluster: of("c")})
+	wantCode(t, "a cluster with instances", err, "ClusterContainsServicesException")
 }

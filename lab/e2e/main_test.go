@@ -77,6 +77,7 @@ func TestGuide(t *testing.T) {
 		{"BadInput", testBadInput},
 		{"SharedHost", testSharedHost},
 		{"Events", testEvents},
+		{"Instances", testInstances},
 		{"Life", testLife},
 		{"Outage", testOutage},
 		{"WebIdentity", testWebIdentity},

@@ -48,14 +48,16 @@ func (p *place) instanceOf(m *machine) *instance {
 // registerLocked makes a machine a container instance of a cluster.
 func (s *Service) registerLocked(c *cluster, m *machine) {
 	id := hexID(16)
-	i := &instance{cluster: c, machine: m, id: id, arn: c.place.arn("container-instance", c.name, id), status: statusActive, version: 1,
+	i := &instance{cluster: c, machine: m, id: id, arn: c.place.arn("container-instance", c.name, id), status: statusActive,
 		registeredAt: s.now(), nextPort: firstHostPort}
 	c.instances[id] = i
+	i.tellLocked()
 }
 
 // loseLocked takes a container instance whose machine is gone out of its cluster and stops what runs on it.
 func (s *Service) loseLocked(i *instance) {
 	i.status = statusInactive
+	i.tellLocked()
 	delete(i.cluster.instances, i.id)
 	for _, t := range i.cluster.tasks {
 		if t.instance == i && t.last != stateStopped {
@@ -257,7 +259,7 @@ func (s *Service) updateInstancesState(_ context.Context, r *awsserver.Request) 
 	return s.eachInstance(r, 10, func(in instancesInput, i *instance) doc {
 		if i.status != in.Status {
 			i.status = in.Status
-			i.version++
+			i.tellLocked()
 			s.poke()
 		}
 		return i.describe(false)

@@ -326,6 +326,9 @@ func (r *run) environment(c *container) []string {
 	if t.credentialID != "" {
 		env["AWS_CONTAINER_CREDENTIALS_RELATIVE_URI"] = "/v2/credentials/" + t.credentialID
 	}
+	if t.launchType != launchFargate { // elsewhere the agent does not tell the region
+		env["AWS_REGION"], env["AWS_DEFAULT_REGION"] = "", ""
+	}
 	for _, kv := range c.def.Environment {
 		env[kv.Name] = kv.Value
 	}
