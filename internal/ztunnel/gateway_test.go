@@ -24,6 +24,12 @@ type twoNetworks struct {
 
 func newNetworks(t *testing.T, gatewayEnv ...string) *twoNetworks {
 	t.Helper()
+	return newNetworksFor(t, nil, gatewayEnv)
+}
+
+// newNetworksFor is newNetworks with settings of the client's proxy.
+func newNetworksFor(t *testing.T, shellEnv, gatewayEnv []string) *twoNetworks {
+	t.Helper()
 	n := &twoNetworks{istiod: newMesh(t)}
 	service := mesh.ServiceKey{Namespace: "ecs-demo-1", Hostname: echoHost}
 	split := &mesh.Workload{UID: "far/SplitHorizonWorkload/x/ecs-demo-1/" + echoHost, Name: "split", Namespace: "ecs-demo-1", TrustDomain: "cluster.local",
@@ -36,7 +42,7 @@ func newNetworks(t *testing.T, gatewayEnv ...string) *twoNetworks {
 	n.far.Set(client, split, workload("gw", "istio-system", "eastwest", gwIP), &mesh.Service{Key: service, Name: "echo", VIPs: []mesh.NetworkAddress{{Network: "vpc", Addr: vip}},
 		Ports: map[uint16]uint16{80: 8080, 90: 9090}, SubjectAltNames: []string{"spiffe://cluster.local/ns/ecs-demo-1/sa/echo"}})
 	n.istiod.Set(workload("gw", "istio-system", "eastwest", gwIP))
-	n.shell = start(t, shellIP, n.far, "PROXY_WORKLOAD_INFO=default/shell-1/shell", "NETWORK=vpc")
+	n.shell = start(t, shellIP, n.far, append([]string{"PROXY_WORKLOAD_INFO=default/shell-1/shell", "NETWORK=vpc"}, shellEnv...)...)
 	n.echo = start(t, echoIP, n.istiod, "PROXY_WORKLOAD_INFO=ecs-demo-1/echo-1/echo")
 	n.gateway = start(t, gwIP, n.istiod, append([]string{"PROXY_MODE=gateway", "POD_NAME=gw", "POD_NAMESPACE=istio-system", "SERVICE_ACCOUNT=eastwest",
 		"GATEWAY_TLS_ROUTES=" + meshtest.IstiodName + "=" + n.istiod.Address(), "GATEWAY_TLS_PORTS=15012"}, gatewayEnv...)...)
@@ -80,6 +86,20 @@ func TestGateway(t *testing.T) {
 	// And the control plane through the gateway's passthrough port, as a task reaches it.
 	task := start(t, netip.MustParseAddr("127.0.0.77"), n.istiod, "PROXY_WORKLOAD_INFO=ecs-demo-1/echo-1/echo", "XDS_ADDRESS="+gwIP.String()+":15012", "CA_ADDRESS="+gwIP.String()+":15012")
 	meshtest.Eventually(t, "a task behind the gateway is ready", task.ready)
+}
+
+// Who serves behind a gateway is known from the baggage of the inner answer alone. Where that is not believed, the log names
+// the gateway.
+func TestGatewayBaggage(t *testing.T) {
+	for value, workload := range map[string]string{"true": "echo", "false": "gw"} {
+		t.Run(value, func(t *testing.T) {
+			n := newNetworksFor(t, []string{"ENABLE_RESPONSE_BAGGAGE=" + value}, nil)
+			if out, errOut, code := n.call(t); out != "hello" {
+				t.Fatalf("curl = %d, %q, %q", code, out, errOut)
+			}
+			n.shell.logs(t, "info\taccess\tconnection complete", fmt.Sprintf("dst.workload=%q", workload), `dst.identity="spiffe://cluster.local/ns/ecs-demo-1/sa/echo"`)
+		})
+	}
 }
 
 // Policies that select the gateway decide about the outer tunnel, before anything is dialled; a denial names the policy,
