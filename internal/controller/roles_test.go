@@ -76,6 +76,32 @@ func TestRoleUse(t *testing.T) {
 	}
 }
 
+// TestRoleUseOfWhatIsUnread has definitions that could not be read: nothing follows until they are.
+func TestRoleUseOfWhatIsUnread(t *testing.T) {
+	cluster := &inventory.Cluster{ARN: "arn:aws:ecs:us-east-2:111111111111:cluster/c", Name: "c"}
+	def := &inventory.TaskDefinition{ARN: "d:1", TaskRoleARN: taskRole}
+	for name, view := range map[string]*inventory.ClusterView{
+		"a service": {Cluster: cluster, Services: map[string]*inventory.Service{"s": {Name: "s", TaskDefinition: def.ARN}}},
+		"a task":    {Cluster: cluster, Tasks: map[string]*inventory.Task{"t": {ARN: "t", TaskDefinitionARN: def.ARN, LastStatus: "RUNNING"}}},
+	} {
+		u := &roleUses{}
+		snap := &inventory.Snapshot{Clusters: map[string]*inventory.ClusterView{cluster.ARN: view}}
+		user := func(inventory.TaskView) string { return "someone" }
+		if got, err := u.of("task", snap, user); err == nil {
+			t.Errorf("%s without its definition: %v, want an error", name, got)
+		}
+		read := *snap
+		read.Definitions = map[string]*inventory.TaskDefinition{def.ARN: def}
+		if got, err := u.of("task", &read, user); err != nil || len(got) != 1 {
+			t.Errorf("%s with its definition: %v, %v", name, got, err)
+		}
+	}
+	ended := &inventory.ClusterView{Cluster: cluster, Tasks: map[string]*inventory.Task{"t": {ARN: "t", TaskDefinitionARN: "none", LastStatus: "STOPPED"}}}
+	if got, err := (&roleUses{}).of("task", &inventory.Snapshot{Clusters: map[string]*inventory.ClusterView{cluster.ARN: ended}}, nil); err != nil || len(got) != 0 {
+		t.Errorf("a task that has ended: %v, %v", got, err)
+	}
+}
+
 func TestIssuerIsPinnedToAnAccount(t *testing.T) {
 	const url = "https://a103a2cc.tokens.sts.global.api.aws"
 	w := newWorld(t, kubetest.New(t, namespaces()), nil, newAccount(accountA, "ecs-demo-1"), newAccount(accountB, "ecs-demo-2"))
