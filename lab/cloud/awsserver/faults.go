@@ -37,7 +37,7 @@ func FaultKinds() []struct {
 		Kind FaultKind
 		Does string
 	}{
-		{FaultThrottle, "calls are refused with ThrottlingException"},
+		{FaultThrottle, "calls are refused as too many, in the words of their service"},
 		{FaultError, "calls fail with status 500"},
 		{FaultSlow, "calls are answered late (--by, 5s unless said otherwise)"},
 		{FaultEmpty, "lists come back empty"},
