@@ -55,7 +55,7 @@ func parse(args []string, stderr io.Writer) (options, error) {
 	fs.IntVar(&o.rounds, "rounds", 0, "how often each contestant has its turn (20; 4 with --quick)")
 	fs.DurationVar(&o.duration, "duration", 0, "how long a turn measures (500ms; 200ms with --quick)")
 	fs.IntVar(&o.idle, "idle", 0, "idle connections for the memory figure (10000; 1000 with --quick)")
-	fs.StringVar(&o.figures, "figures", "", "measure only the figures whose name contains one of these, comma-separated")
+	fs.StringVar(&o.figures, "figures", "", "measure only the figures whose name contains one of these, comma-separated; $ stands for the end of a name")
 	fs.StringVar(&o.contestants, "contestants", "", "only these, comma-separated; socks is only here when named")
 	fs.StringVar(&o.isthmus, "isthmus", "", "our ztunnel; built if not given")
 	fs.StringVar(&o.ztunnel, "ztunnel", "", "Istio's ztunnel; takes part if given")

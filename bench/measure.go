@@ -88,6 +88,9 @@ func (o options) named(figure string) bool {
 		return true
 	}
 	for part := range strings.SplitSeq(o.figures, ",") {
+		if end, whole := strings.CutSuffix(part, "$"); whole && strings.HasSuffix(figure, end) {
+			return true
+		}
 		if strings.Contains(figure, part) {
 			return true
 		}
