@@ -48,8 +48,8 @@ func (c *conn) reserve(now time.Time) (got slot, first bool) {
 // retire ends the connection if it is idle.
 func (c *conn) retire() { c.finish() }
 
-// open sends a CONNECT request on a promised stream.
-func (c *conn) open(req Request) (*Stream, error) {
+// open makes a CONNECT request on a promised stream. If must is set the caller flushes.
+func (c *conn) open(req *Request) (s *Stream, must bool, err error) {
 	c.mu.Lock()
 	c.reserved--
 	if c.err != nil || c.goAwayRecv {
@@ -62,20 +62,17 @@ func (c *conn) open(req Request) (*Stream, error) {
 		if idle {
 			c.finish()
 		}
-		return nil, fmt.Errorf("%w: %w", errUnserved, err)
+		return nil, false, fmt.Errorf("%w: %w", errUnserved, err)
 	}
 	id := c.nextID
 	c.nextID += 2
-	s := c.newStream(id)
+	s = c.newStream(id)
 	s.authority = req.Authority
 	c.streams[id] = s
 	block := c.encodeLocked([]Header{{":method", "CONNECT"}, {":authority", req.Authority}}, req.Header)
-	must := c.queueLocked(func(b []byte) []byte { return appendHeaderBlock(b, block, id, false, defaultMaxFrame) })
+	must = c.queueLocked(func(b []byte) []byte { return appendHeaderBlock(b, block, id, false, defaultMaxFrame) })
 	c.mu.Unlock()
-	if must {
-		_ = c.flush() // a failure ends the stream too
-	}
-	return s, nil
+	return s, must, nil
 }
 
 // await waits for the answer to a request.

@@ -379,7 +379,7 @@ func FuzzFrames(f *testing.F) {
 			c.mu.Lock()
 			c.reserved++
 			c.mu.Unlock()
-			if _, err := c.open(Request{Authority: "x:1"}); err != nil {
+			if _, _, err := c.open(&Request{Authority: "x:1"}); err != nil {
 				t.Fatal(err)
 			}
 		}

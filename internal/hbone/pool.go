@@ -141,12 +141,9 @@ func (p *Pool) Connect(ctx context.Context, key Key, req Request) (*Stream, Resp
 	}
 	name := key.name()
 	for attempt := 1; ; attempt++ {
-		c, s, first, err := p.acquire(ctx, name, key, req)
-		if err != nil {
+		c, s, first, err := p.begin(ctx, name, &key, &req)
+		if c == nil {
 			return nil, Response{}, err
-		}
-		if s == nil {
-			s, err = c.open(req)
 		}
 		var resp Response
 		if err == nil {
@@ -158,6 +155,22 @@ func (p *Pool) Connect(ctx context.Context, key Key, req Request) (*Stream, Resp
 			return nil, resp, err
 		}
 	}
+}
+
+// begin asks for a tunnel. Without a connection there is nothing to try again.
+//
+// It sends, which goes deep, on the goroutine that is going to wait for the tunnel's end, and what a stack has grown to it
+// keeps: large values are passed by reference on the way.
+func (p *Pool) begin(ctx context.Context, name string, key *Key, req *Request) (c *conn, s *Stream, first bool, err error) {
+	c, s, first, err = p.acquire(ctx, name, key, req)
+	if err != nil || s != nil {
+		return c, s, first, err
+	}
+	s, must, err := c.open(req)
+	if must {
+		_ = c.flush() // a failure ends the stream too
+	}
+	return c, s, first, err
 }
 
 // again reports whether a failed request may be made once more: the peer certainly did not act on it, or its connection
@@ -190,7 +203,7 @@ func (k Key) name() string {
 
 // acquire returns a connection with a promised stream, waiting for one to be made if it must, or the stream itself if that
 // was opened with the connection.
-func (p *Pool) acquire(ctx context.Context, name string, key Key, req Request) (c *conn, s *Stream, first bool, err error) {
+func (p *Pool) acquire(ctx context.Context, name string, key *Key, req *Request) (c *conn, s *Stream, first bool, err error) {
 	for {
 		p.mu.Lock()
 		if p.closed {
@@ -226,7 +239,7 @@ func (p *Pool) acquire(ctx context.Context, name string, key Key, req Request) (
 }
 
 // awaitDial waits for a connection to be made, and takes the stream that was opened with it if that is the caller's.
-func (p *Pool) awaitDial(ctx context.Context, d *dial, mine bool, key Key) (*conn, *Stream, error) {
+func (p *Pool) awaitDial(ctx context.Context, d *dial, mine bool, key *Key) (*conn, *Stream, error) {
 	var err error
 	select {
 	case <-d.done:
@@ -288,7 +301,7 @@ func (p *Pool) awaitSettings(ctx context.Context, c *conn) error {
 }
 
 // joinLocked finds a dial under way that is expected to have room for one more, or starts one, which is the caller's.
-func (p *Pool) joinLocked(name string, key Key, g *group, req Request) (d *dial, mine bool, err error) {
+func (p *Pool) joinLocked(name string, key *Key, g *group, req *Request) (d *dial, mine bool, err error) {
 	for _, d := range g.dials {
 		if d.waiting < g.limit {
 			d.waiting++
@@ -298,11 +311,12 @@ func (p *Pool) joinLocked(name string, key Key, g *group, req Request) (d *dial,
 	if len(p.conns)+p.dials >= p.cfg.MaxConns {
 		return nil, false, fmt.Errorf("%w: %d", ErrPoolFull, p.cfg.MaxConns)
 	}
-	d = &dial{done: make(chan struct{}), waiting: 1, first: req}
+	d = &dial{done: make(chan struct{}), waiting: 1, first: *req}
+	own := *key
 	g.dials = append(g.dials, d)
 	p.dials++
 	p.wg.Go(func() {
-		c, err := p.dial(name, key)
+		c, err := p.dial(name, own)
 		if err = p.dialled(name, g, d, c, err); err == nil {
 			p.attend(name, c)
 		} else if c != nil {
@@ -336,10 +350,10 @@ func (p *Pool) dialled(name string, g *group, d *dial, c *conn, err error) error
 	p.mu.Unlock()
 	var s *Stream
 	if got == slotTaken {
-		s, _ = c.open(d.first) // if it cannot, the first one finds another connection as the others do
-	} else {
-		_ = c.flush()
+		s, _, _ = c.open(&d.first) // if it cannot, the first one finds another connection as the others do
 	}
+	_ = c.flush() // in any case: the end of the handshake
+
 	p.mu.Lock()
 	d.conn, d.stream = c, s
 	if d.left && s != nil {

@@ -92,7 +92,8 @@ func (o over) connect(ctx context.Context, raw net.Conn, cert Certificate, peers
 	c.mu.Lock()
 	c.reserved++
 	c.mu.Unlock()
-	s, err := c.open(req)
+	s, _, err := c.open(&req)
+	_ = c.flush() // a failure ends the stream too
 	if err != nil {
 		c.fail(err)
 		return nil, Response{}, err
