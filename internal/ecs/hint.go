@@ -10,6 +10,7 @@ import (
 // Limits of hints.
 const (
 	maxHints    = 5000 // tasks waiting to be read again; with more of them everything is read instead
+	maxAlong    = 100  // tasks in one call; those that hints name are read in any case
 	hintRetries = 3    // reads of a task of which ECS does not show the version that an event told of
 )
 
@@ -118,6 +119,14 @@ func (r *Reflector) retryHints(read hints, snap *inventory.Snapshot) {
 	}
 }
 
+// definition is the definition of a task, nil while it is not known.
+func (c *clusterSweep) definition(t *inventory.Task) *inventory.TaskDefinition {
+	if d := c.state.defs[t.TaskDefinitionARN]; d != nil {
+		return d.def
+	}
+	return nil
+}
+
 // runKeyed reads what the hints are about. It is no look at the whole cluster, so it neither counts as one nor makes one
 // incomplete; what fails is left to the next sweep.
 func (c *clusterSweep) runKeyed(ctx context.Context, keys *clusterHints) *clusterResult {
@@ -125,6 +134,13 @@ func (c *clusterSweep) runKeyed(ctx context.Context, keys *clusterHints) *cluste
 	ask := make([]string, 0, len(keys.tasks))
 	for arn := range keys.tasks {
 		ask = append(ask, arn)
+	}
+	// Tasks on their way to serve are read along, in the same call: that one is healthy makes no event, and the end of another
+	// must not be known before it.
+	for arn, t := range c.prev.Tasks {
+		if _, asked := keys.tasks[arn]; !asked && len(ask) < maxAlong && starting(t, c.definition(t)) {
+			ask = append(ask, arn)
+		}
 	}
 	slices.Sort(ask)
 	if !keys.services { // else any task may belong to a service that is read now

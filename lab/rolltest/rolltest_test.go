@@ -153,7 +153,8 @@ func (b *bench) steady(want int32) {
 
 // definition registers the service's task definition with a LAME_DUCK: the application goes on serving for a while after
 // it was asked to stop, as one must that sits behind any discovery. Without it, what is sent before the mesh has heard of
-// the end finds a closed port.
+// the end finds a closed port. It also gets a health check: without one ECS says RUNNING as soon as the program is started,
+// events carry that to the mesh at once, and what is sent before the program listens is refused.
 func (b *bench) definition() *string {
 	b.t.Helper()
 	ctx := b.t.Context()
@@ -169,6 +170,12 @@ func (b *bench) definition() *string {
 	for i := range d.ContainerDefinitions {
 		if c := &d.ContainerDefinitions[i]; aws.ToString(c.Name) == echo {
 			c.Environment = slices.DeleteFunc(c.Environment, func(kv types.KeyValuePair) bool { return aws.ToString(kv.Name) == "LAME_DUCK" })
+			if os.Getenv("ISTHMUS_ROLL_HEALTH") != "none" {
+				c.HealthCheck = &types.HealthCheck{Command: []string{"CMD-SHELL", "curl -fsS -o /dev/null --max-time 2 http://127.0.0.1:8080/"},
+					Interval: aws.Int32(5), Timeout: aws.Int32(2), Retries: aws.Int32(3)}
+			} else {
+				c.HealthCheck = nil
+			}
 			c.Environment = append(c.Environment, types.KeyValuePair{Name: aws.String("LAME_DUCK"), Value: aws.String(cmp.Or(os.Getenv("ISTHMUS_ROLL_LAME_DUCK"), "5s"))})
 		}
 	}
