@@ -56,12 +56,18 @@ endif
 test: build ## run every test except the demo
 	$(GO) vet ./...
 	cd lab && $(GO) vet ./...
-	ISTHMUS_BIN=$(BIN) ISTHMUS_TEST_KUBE=$(BIN)/isthmus-lab-kube $(GO) test -vet=off ./...
+	ISTHMUS_BIN=$(BIN) ISTHMUS_TEST_KUBE=$(BIN)/isthmus-lab-kube $(GO) test -vet=off $$($(GO) list ./... | grep -v /test/soak)
+	ISTHMUS_SOAK=2m $(GO) test -vet=off -count=1 ./test/soak
 	cd lab && ISTHMUS_BIN=$(BIN) ISTHMUS_LAB_KUBE=$(BIN)/isthmus-lab-kube $(GO) test -vet=off -p 1 -timeout 30m ./...
 
 .PHONY: demo
 demo: build ## run scenario 2 of the guide from nothing to the last exercise (KEEP=1 leaves the lab up)
 	$(BIN)/isthmus lab run 2 $(if $(KEEP),--keep)
+
+.PHONY: soak
+soak: ## let proxies work for 30 minutes while everything around them changes; figures go to bench/results
+	ISTHMUS_SOAK=30m ISTHMUS_SOAK_REPORT=$(CURDIR)/bench/results/$$(date -u +%F)-soak.txt \
+	ISTHMUS_SOAK_COMMIT=$$(git describe --always --dirty --abbrev=12 2>/dev/null || echo unknown) $(GO) test -vet=off -count=1 -timeout 45m -v ./test/soak
 
 .PHONY: bench
 bench: product ## measure ztunnel against TCP and TLS relays, in namespaces of its own

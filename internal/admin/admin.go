@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/pprof"
+	"net/url"
 	"strings"
 	"sync"
 	"time"
@@ -30,8 +31,10 @@ type Config struct {
 	Metrics   []net.Listener
 	Readiness []net.Listener
 
-	Dump     func() Dump  // required with Admin
-	Levels   Levels       // required with Admin
+	Dump   func() Dump // required with Admin
+	Levels Levels      // required with Admin
+	// Why answers questions about policies; its error may have a method Status. nil serves no /why.
+	Why      func(url.Values) (any, error)
 	Shutdown func()       // required with Admin; called once by /quitquitquit
 	Gather   http.Handler // required with Metrics
 	Ready    *Readiness   // required with Readiness
@@ -118,6 +121,9 @@ func (s *Server) serve(ctx context.Context, l net.Listener, h http.Handler) erro
 func (s *Server) AdminHandler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /config_dump", s.configDump)
+	if s.cfg.Why != nil {
+		mux.HandleFunc("GET /why", s.why)
+	}
 	mux.HandleFunc("POST /logging", s.logging)
 	mux.HandleFunc("/logging", func(w http.ResponseWriter, _ *http.Request) {
 		http.Error(w, loggingUsage, http.StatusMethodNotAllowed)
@@ -152,6 +158,31 @@ func (s *Server) configDump(w http.ResponseWriter, _ *http.Request) {
 		s.cfg.Log.Debug("config dump was cut short", logattr.Err(err))
 	}
 }
+
+// why answers with JSON, and to a question that has no answer with the reason, as text.
+func (s *Server) why(w http.ResponseWriter, r *http.Request) {
+	answer, err := s.cfg.Why(r.URL.Query())
+	if err != nil {
+		code := http.StatusBadRequest
+		if e, ok := err.(interface{ Status() int }); ok {
+			code = e.Status()
+		}
+		http.Error(w, err.Error()+"\n"+whyUsage, code)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	enc := json.NewEncoder(w)
+	enc.SetIndent("", "  ")
+	enc.SetEscapeHTML(false)
+	if err := enc.Encode(answer); err != nil {
+		s.cfg.Log.Debug("answer was cut short", logattr.Err(err))
+	}
+}
+
+const whyUsage = `usage: GET /why?source=SOURCE&destination=DESTINATION[&sourceAddress=ADDRESS]
+SOURCE:      spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/ACCOUNT, ADDRESS, HOSTNAME or NAMESPACE/NAME
+DESTINATION: ADDRESS:PORT, HOSTNAME:PORT or NAMESPACE/NAME:PORT
+`
 
 const loggingUsage = `usage: POST /logging					(to list the current levels)
 usage: POST /logging?level=<level>			(to set the level of everything)
@@ -196,6 +227,7 @@ func index(w http.ResponseWriter, _ *http.Request) {
 	w.Header().Set("Content-Type", "text/html; charset=utf-8")
 	fmt.Fprint(w, `<!doctype html><title>ztunnel admin</title><h1>ztunnel admin</h1><ul>
 <li><a href="config_dump">/config_dump</a>: what this proxy knows
+<li>/why?source=SOURCE&amp;destination=DESTINATION: whether policies let a connection pass, and which
 <li>POST /logging: log levels
 <li>POST /quitquitquit: stop
 <li><a href="debug/pprof/">/debug/pprof/</a>: profiles

@@ -22,6 +22,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/isthmus-mesh/isthmus/internal/mesh"
+	"github.com/isthmus-mesh/isthmus/internal/meshtest"
 )
 
 var update = flag.Bool("update", false, "rewrite the golden files")
@@ -245,6 +246,34 @@ func TestNewNamesWhatIsMissing(t *testing.T) {
 	} {
 		if _, err := New(cfg); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("New() = %v, want a complaint about %s", err, want)
+		}
+	}
+}
+
+// A request's head has a limit, and so has the time to send it.
+func TestHeadIsBounded(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := New(Config{Readiness: []net.Listener{l}, Ready: NewReadiness(), Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	meshtest.Run(t, s.Run)
+	for n, want := range map[int]int{1 << 10: 200, 2 * maxHeaderBytes: 431} {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+l.Addr().String()+"/healthz/ready", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("X-Long", strings.Repeat("x", n))
+		resp, err := (&http.Transport{DisableKeepAlives: true}).RoundTrip(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if resp.StatusCode != want {
+			t.Errorf("a head of %d bytes = %d, want %d", n, resp.StatusCode, want)
 		}
 	}
 }

@@ -57,8 +57,8 @@ func attacks() []attack {
 	return []attack{
 		// The proof itself.
 		{name: "another audience", code: diag.ProofRefused, status: 403, proof: resign("other.mesh", region)},
-		{name: "another nonce than was signed", code: diag.ProofRefused, status: 403, proof: func(_ *world, p *iamproof.Proof) {
-			p.Nonce = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="
+		{name: "another key than was signed", code: diag.ProofRefused, status: 403, proof: func(_ *world, p *iamproof.Proof) {
+			p.Key = "CQAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="
 		}},
 		{name: "another region than was signed", code: diag.ProofRefused, status: 403, proof: func(_ *world, p *iamproof.Proof) { p.Region = "eu-west-1" }},
 		{name: "another date than was signed", code: diag.ProofRefused, status: 403, proof: func(w *world, p *iamproof.Proof) {
@@ -81,7 +81,8 @@ func attacks() []attack {
 		{name: "a host as region", code: diag.RegionUnknown, status: 400, proof: func(_ *world, p *iamproof.Proof) { p.Region = "evil.example.com/us-east-2" }, noSTS: true},
 		{name: "a region of no partition we know", code: diag.RegionUnknown, status: 400, proof: func(_ *world, p *iamproof.Proof) { p.Region = "us-iso-east-1" }, noSTS: true},
 		{name: "no region", code: diag.RegionUnknown, status: 400, proof: func(_ *world, p *iamproof.Proof) { p.Region = "" }, noSTS: true},
-		{name: "a short nonce", code: diag.RequestMalformed, status: 400, proof: func(_ *world, p *iamproof.Proof) { p.Nonce = "AAAA" }, noSTS: true},
+		{name: "a short key", code: diag.RequestMalformed, status: 400, proof: func(_ *world, p *iamproof.Proof) { p.Key = "AAAA" }, noSTS: true},
+		{name: "a key of low order", code: diag.RequestMalformed, status: 400, proof: func(_ *world, p *iamproof.Proof) { p.Key = strings.Repeat("A", 43) + "=" }, noSTS: true},
 		{name: "a signature in capitals", code: diag.RequestMalformed, status: 400, proof: func(_ *world, p *iamproof.Proof) { p.Signature = strings.ToUpper(p.Signature[:63]) + "F" }, noSTS: true},
 		{name: "no date", code: diag.RequestMalformed, status: 400, proof: func(_ *world, p *iamproof.Proof) { p.AMZDate = "" }, noSTS: true},
 

@@ -21,6 +21,18 @@
 //	service account is open     2207-2209               Kubernetes
 //	token                       2304                    Kubernetes
 //
+// An account may allow a second proof, a web identity token that STS signed (package webidentity). It names the role and
+// no task, so it says who somebody is only where every task with the role is the same service account; after its own
+// steps follow those above from "task exists" on, with the task that the caller says it is. Any task that it can truly
+// or falsely name is the same service account: the name only decides whose end ends the token.
+//
+//	step                        refused with            asked
+//	accepted for the account    2501                    configuration
+//	form, time, audience        2502-2504               nobody
+//	signature                   2505, 2507              the issuer's keys
+//	a role of the account       2506                    nobody
+//	one service account only    2508, 2210              ECS (discovery's snapshots)
+//
 // The token is bound to a Secret of the task; the Revoker deletes it when the task ends, and with it the token's worth.
 package broker
 
@@ -101,6 +113,8 @@ type Config struct {
 	Observe func(Outcome)
 	// Now is the clock; nil means time.Now.
 	Now func() time.Time
+	// WebIdentity accepts web identity tokens as well; nil means that there is no such method.
+	WebIdentity *WebIdentity
 	// Transport carries requests to STS; nil means one without proxies and with its own connections.
 	Transport http.RoundTripper
 }
@@ -130,6 +144,8 @@ const (
 	secretPrefix   = "isthmus-task-"
 	logPerSecond   = 20
 	defaultSTSTime = 5 * time.Second
+	roleUseRetry   = time.Second
+	maxNamedUsers  = 3 // of a role that has several
 )
 
 func (l Limits) withDefaults() Limits {
@@ -172,6 +188,7 @@ type Broker struct {
 	roles   *limitTable
 	replays *replayCache
 	logRate *rate.Limiter
+	web     *webVerifier // nil without the second method
 }
 
 // New returns a Broker.
@@ -212,8 +229,13 @@ func New(cfg Config) (*Broker, error) {
 			ForceAttemptHTTP2:   true,
 		}
 	}
+	web, err := newWebVerifier(cfg)
+	if err != nil {
+		return nil, err
+	}
 	l := cfg.Limits
 	return &Broker{
+		web: web,
 		cfg: cfg,
 		log: cfg.Log.With(slog.String("scope", "broker")),
 		sts: &http.Client{

@@ -152,19 +152,24 @@ func (w *world) ask(p iamproof.Proof) (iamproof.TokenResponse, iamproof.TokenErr
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	return w.decode(w.post(body))
+	rec := w.post(body)
+	if rec.Code != http.StatusOK {
+		return iamproof.TokenResponse{}, w.refusal(rec), rec.Code
+	}
+	ok, err := p.Open(rec.Body.Bytes())
+	if err != nil {
+		w.t.Fatalf("the asker cannot open %q: %v", rec.Body, err)
+	}
+	return ok, iamproof.TokenError{}, rec.Code
 }
 
-func (w *world) decode(rec *httptest.ResponseRecorder) (ok iamproof.TokenResponse, refused iamproof.TokenError, status int) {
+// refusal reads an answer that must be one.
+func (w *world) refusal(rec *httptest.ResponseRecorder) (refused iamproof.TokenError) {
 	w.t.Helper()
-	var into any = &ok
-	if rec.Code != http.StatusOK {
-		into = &refused
+	if err := json.Unmarshal(rec.Body.Bytes(), &refused); err != nil || rec.Code == http.StatusOK {
+		w.t.Fatalf("answer %d is no refusal: %q", rec.Code, rec.Body)
 	}
-	if err := json.Unmarshal(rec.Body.Bytes(), into); err != nil {
-		w.t.Fatalf("answer %d is not JSON: %q", rec.Code, rec.Body)
-	}
-	return ok, refused, rec.Code
+	return refused
 }
 
 func TestTokenIsIssued(t *testing.T) {
@@ -208,7 +213,8 @@ func TestSameRoleTwoClusters(t *testing.T) {
 
 func TestMalformedRequests(t *testing.T) {
 	w := newWorld(t, nil)
-	good, err := json.Marshal(w.sign(w.sts.session(sessionARN(task1))))
+	proof := w.sign(w.sts.session(sessionARN(task1)))
+	good, err := json.Marshal(proof)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -225,16 +231,29 @@ func TestMalformedRequests(t *testing.T) {
 		{"not JSON", http.MethodPost, iamproof.TokenPath, "a=b", 400, diag.RequestMalformed},
 		{"a list", http.MethodPost, iamproof.TokenPath, "[" + string(good) + "]", 400, diag.RequestMalformed},
 		{"a field more", http.MethodPost, iamproof.TokenPath, strings.Replace(string(good), "{", `{"url":"https://evil.example.com/",`, 1), 400, diag.RequestMalformed},
+		{"a key twice", http.MethodPost, iamproof.TokenPath, strings.Replace(string(good), "{", `{"region":"us-east-2",`, 1), 400, diag.RequestMalformed},
+		{"a key in other case", http.MethodPost, iamproof.TokenPath, strings.Replace(string(good), `"region"`, `"Region"`, 1), 400, diag.RequestMalformed},
+		{"a key more in other case", http.MethodPost, iamproof.TokenPath, strings.Replace(string(good), "{", `{"REGION":"eu-west-1",`, 1), 400, diag.RequestMalformed},
+		{"a key less", http.MethodPost, iamproof.TokenPath, strings.Replace(string(good), `"region":"us-east-2",`, "", 1), 400, diag.RequestMalformed},
+		{"null for a string", http.MethodPost, iamproof.TokenPath, strings.Replace(string(good), `"us-east-2"`, "null", 1), 400, diag.RequestMalformed},
+		{"not UTF-8", http.MethodPost, iamproof.TokenPath, strings.Replace(string(good), "us-east-2", "us-east-2\xff", 1), 400, diag.RequestMalformed},
 		{"two objects", http.MethodPost, iamproof.TokenPath, string(good) + string(good), 400, diag.RequestMalformed},
 		{"too large", http.MethodPost, iamproof.TokenPath, `{"region":"` + strings.Repeat("x", 65<<10) + `"}`, 413, diag.RequestTooLarge},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
+			w.outcomes = nil
+			w.log.Reset()
 			rec := httptest.NewRecorder()
 			w.broker.ServeHTTP(rec, httptest.NewRequest(tt.method, tt.path, strings.NewReader(tt.body)))
-			_, refused, status := w.decode(rec)
-			if status != tt.status || diag.Code(refused.Code) != tt.code {
-				t.Errorf("refused with %d %s, want %d %s", status, refused.Code, tt.status, tt.code)
+			if diff := cmp.Diff([]diag.Code{tt.code}, w.outcomes); diff != "" {
+				t.Errorf("outcomes (-want +got):\n%s", diff)
+			}
+			if text := w.log.String() + rec.Body.String(); !strings.Contains(text, "code="+string(tt.code)) || strings.Contains(text, proof.SessionToken) || strings.Contains(text, proof.Signature) {
+				t.Errorf("the refusal is not logged, or with a secret:\n%s", text)
+			}
+			if refused := w.refusal(rec); rec.Code != tt.status || diag.Code(refused.Code) != tt.code {
+				t.Errorf("refused with %d %s, want %d %s", rec.Code, refused.Code, tt.status, tt.code)
 			}
 		})
 	}
@@ -310,8 +329,8 @@ func TestRateLimits(t *testing.T) {
 			w.post([]byte("x"))
 		}
 		rec := w.post([]byte("x"))
-		if _, refused, status := w.decode(rec); status != 429 || diag.Code(refused.Code) != diag.SourceRateLimited || rec.Header().Get("Retry-After") != "1" {
-			t.Errorf("third request: %d %+v Retry-After %q", status, refused, rec.Header().Get("Retry-After"))
+		if refused := w.refusal(rec); rec.Code != 429 || diag.Code(refused.Code) != diag.SourceRateLimited || rec.Header().Get("Retry-After") != "1" {
+			t.Errorf("third request: %d %+v Retry-After %q", rec.Code, refused, rec.Header().Get("Retry-After"))
 		}
 		w.now = w.now.Add(time.Second)
 		if rec := w.post([]byte("x")); rec.Code != 400 {
@@ -346,8 +365,9 @@ func TestRateLimits(t *testing.T) {
 	t.Run("in flight", func(t *testing.T) {
 		w := newWorld(t, func(c *Config) { c.Limits.InFlight = 1 })
 		w.broker.slots <- struct{}{}
-		if _, refused, status := w.decode(w.post([]byte("x"))); status != 503 || diag.Code(refused.Code) != diag.BrokerBusy {
-			t.Errorf("%d %+v", status, refused)
+		rec := w.post([]byte("x"))
+		if refused := w.refusal(rec); rec.Code != 503 || diag.Code(refused.Code) != diag.BrokerBusy {
+			t.Errorf("%d %+v", rec.Code, refused)
 		}
 	})
 }
@@ -406,7 +426,7 @@ type livesMap map[string]Life
 func (l livesMap) Life(arn string) Life { return l[arn] }
 
 func FuzzRequest(f *testing.F) {
-	f.Add([]byte(`{"region":"us-east-2","accessKeyId":"ASIAAAAAAAAAAAAAAAAA","sessionToken":"t","amzDate":"20260101T000000Z","signature":"00","nonce":"AA=="}`))
+	f.Add([]byte(`{"region":"us-east-2","accessKeyId":"ASIAAAAAAAAAAAAAAAAA","sessionToken":"t","amzDate":"20260101T000000Z","signature":"00","key":"AA=="}`))
 	f.Add([]byte(`{`))
 	f.Add([]byte(`{"region":null}`))
 	f.Fuzz(func(t *testing.T, body []byte) {

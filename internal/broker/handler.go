@@ -1,7 +1,6 @@
 package broker
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"encoding/json"
@@ -19,6 +18,7 @@ import (
 	"github.com/isthmus-mesh/isthmus/internal/diag"
 	"github.com/isthmus-mesh/isthmus/internal/ecs/inventory"
 	"github.com/isthmus-mesh/isthmus/internal/identity/iamproof"
+	"github.com/isthmus-mesh/isthmus/internal/identity/webidentity"
 	"github.com/isthmus-mesh/isthmus/internal/kube"
 )
 
@@ -34,20 +34,24 @@ func refuse(status int, code diag.Code, format string, args ...any) *refusal {
 	return &refusal{Error: diag.Newf(code, format, args...), status: status}
 }
 
-// ServeHTTP answers POST /v1/token.
+// ServeHTTP answers POST /v1/token, and POST /v1/token/web-identity for the second method.
 func (b *Broker) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	start := b.cfg.Now()
 	source := r.RemoteAddr
 	if host, _, err := net.SplitHostPort(source); err == nil {
 		source = host
 	}
-	answer, refused := b.answer(w, r, source)
+	answer, body, refused := b.answer(w, r, source)
 	outcome := Outcome{Took: b.cfg.Now().Sub(start)}
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Cache-Control", "no-store")
 	if refused == nil {
-		b.log.Info("token issued", slog.String("source", source), slog.Any("token", answer))
-		_ = json.NewEncoder(w).Encode(answer)
+		proof := "signature"
+		if r.URL.Path == webidentity.TokenPath {
+			proof = "web-identity" // which task it is was said, not proved
+		}
+		b.log.Info("token issued", slog.String("source", source), slog.String("proof", proof), slog.Any("token", answer))
+		_, _ = w.Write(body)
 	} else {
 		outcome.Code = refused.Code
 		if b.logRate.AllowN(b.cfg.Now(), 1) {
@@ -65,19 +69,21 @@ func (b *Broker) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-func (b *Broker) answer(w http.ResponseWriter, r *http.Request, source string) (iamproof.TokenResponse, *refusal) {
+// answer returns what is issued, and the same sealed to the one who asked.
+func (b *Broker) answer(w http.ResponseWriter, r *http.Request, source string) (answer iamproof.TokenResponse, body []byte, f *refusal) {
 	none := iamproof.TokenResponse{}
-	if r.URL.Path != iamproof.TokenPath {
-		return none, refuse(http.StatusNotFound, diag.MethodNotAllowed, "path %.64q", r.URL.Path)
+	web := b.web != nil && r.URL.Path == webidentity.TokenPath
+	if r.URL.Path != iamproof.TokenPath && !web {
+		return none, nil, refuse(http.StatusNotFound, diag.MethodNotAllowed, "path %.64q", r.URL.Path)
 	}
 	if r.Method != http.MethodPost {
 		w.Header().Set("Allow", http.MethodPost)
-		return none, refuse(http.StatusMethodNotAllowed, diag.MethodNotAllowed, "method %.16q", r.Method)
+		return none, nil, refuse(http.StatusMethodNotAllowed, diag.MethodNotAllowed, "method %.16q", r.Method)
 	}
 	if wait, ok := b.sources.allow(source, b.cfg.Now()); !ok {
 		f := refuse(http.StatusTooManyRequests, diag.SourceRateLimited, "more than %g requests per second from %s", b.cfg.Limits.SourceRate, source)
 		f.retry = wait
-		return none, f
+		return none, nil, f
 	}
 	select {
 	case b.slots <- struct{}{}:
@@ -85,35 +91,46 @@ func (b *Broker) answer(w http.ResponseWriter, r *http.Request, source string) (
 	default:
 		f := refuse(http.StatusServiceUnavailable, diag.BrokerBusy, "%d requests are in flight", b.cfg.Limits.InFlight)
 		f.retry = time.Second
-		return none, f
+		return none, nil, f
 	}
-	proof, refused := b.read(w, r)
+	text, refused := b.read(w, r)
 	if refused != nil {
-		return none, refused
+		return none, nil, refused
 	}
-	return b.issue(r.Context(), proof)
+	method := b.bySignature
+	if web {
+		method = b.byWebIdentity
+	}
+	token, key, refused := method(r.Context(), text)
+	if refused != nil {
+		return none, nil, refused
+	}
+	sealed, err := iamproof.Seal(key, token)
+	if err != nil {
+		return none, nil, refuse(http.StatusServiceUnavailable, diag.TokenNotIssued, "%v", err)
+	}
+	return token, sealed, nil
 }
 
-// read decodes a request and checks all that can be checked without asking anybody.
-func (b *Broker) read(w http.ResponseWriter, r *http.Request) (iamproof.Proof, *refusal) {
-	none := iamproof.Proof{}
+// read reads a request within its bounds.
+func (b *Broker) read(w http.ResponseWriter, r *http.Request) ([]byte, *refusal) {
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
 	var tooLarge *http.MaxBytesError
 	switch {
 	case errors.As(err, &tooLarge):
-		return none, refuse(http.StatusRequestEntityTooLarge, diag.RequestTooLarge, "the body exceeds %d bytes", maxBody)
+		return nil, refuse(http.StatusRequestEntityTooLarge, diag.RequestTooLarge, "the body exceeds %d bytes", maxBody)
 	case err != nil:
-		return none, refuse(http.StatusBadRequest, diag.RequestMalformed, "the body ended early")
+		return nil, refuse(http.StatusBadRequest, diag.RequestMalformed, "the body ended early")
 	}
-	dec := json.NewDecoder(bytes.NewReader(body))
-	dec.DisallowUnknownFields()
-	var proof iamproof.Proof
-	// The decoder's own message may repeat parts of the body, which holds secrets.
-	if err := dec.Decode(&proof); err != nil {
-		return none, refuse(http.StatusBadRequest, diag.RequestMalformed, "the body is not the JSON object of the protocol")
-	}
-	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
-		return none, refuse(http.StatusBadRequest, diag.RequestMalformed, "something follows the JSON object")
+	return body, nil
+}
+
+// parse decodes a signed request and checks all that can be checked without asking anybody.
+func (b *Broker) parse(body []byte) (iamproof.Proof, *refusal) {
+	none := iamproof.Proof{}
+	proof, err := iamproof.ParseProof(body)
+	if err != nil {
+		return none, refuse(http.StatusBadRequest, diag.RequestMalformed, "%v", err)
 	}
 	switch err := proof.Validate(b.cfg.Now()); {
 	case err == nil:
@@ -129,24 +146,37 @@ func (b *Broker) read(w http.ResponseWriter, r *http.Request) (iamproof.Proof, *
 	}
 }
 
-// issue asks everybody who has a say, in the order of the package comment.
-func (b *Broker) issue(ctx context.Context, proof iamproof.Proof) (iamproof.TokenResponse, *refusal) {
+// bySignature asks everybody who has a say, in the order of the package comment. It returns the key to seal to.
+func (b *Broker) bySignature(ctx context.Context, body []byte) (iamproof.TokenResponse, string, *refusal) {
 	none := iamproof.TokenResponse{}
+	proof, refused := b.parse(body)
+	if refused != nil {
+		return none, "", refused
+	}
 	key := proof.ReplayKey()
 	if !b.replays.begin(key, b.cfg.Now()) {
-		return none, refuse(http.StatusForbidden, diag.ProofReplayed, "signed at %s", proof.AMZDate)
+		return none, "", refuse(http.StatusForbidden, diag.ProofReplayed, "signed at %s", proof.AMZDate)
 	}
 	defer b.replays.end(key)
 
 	caller, refused := b.verify(ctx, proof)
 	if refused != nil {
-		return none, refused
+		return none, "", refused
 	}
+	spend := func() bool { return b.replays.spend(key, b.cfg.Now(), iamproof.ReplayWindow) }
+	answer, refused := b.issue(ctx, caller, proof.Region, spend, nil)
+	return answer, proof.Key, refused
+}
+
+// issue asks those who say what a proven caller is. The proof is spent last, and then a token is issued. A method whose
+// proof says less has a question of its own about the task.
+func (b *Broker) issue(ctx context.Context, caller iamproof.CallerIdentity, region string, spend func() bool, ask func(Task) *refusal) (iamproof.TokenResponse, *refusal) {
+	none := iamproof.TokenResponse{}
 	named := func(f *refusal) *refusal {
 		f.caller = caller.Account + "/" + caller.RoleName + "/" + caller.SessionName
 		return f
 	}
-	task, refused := b.find(ctx, caller, proof.Region)
+	task, refused := b.find(ctx, caller, region)
 	if refused != nil {
 		return none, named(refused)
 	}
@@ -154,7 +184,12 @@ func (b *Broker) issue(ctx context.Context, proof iamproof.Proof) (iamproof.Toke
 	if refused != nil {
 		return none, named(refused)
 	}
-	if !b.replays.spend(key, b.cfg.Now(), iamproof.ReplayWindow) {
+	if ask != nil {
+		if refused := ask(task); refused != nil {
+			return none, named(refused)
+		}
+	}
+	if !spend() {
 		return none, named(refuse(http.StatusServiceUnavailable, diag.BrokerBusy, "%d proofs are remembered", b.cfg.Limits.Replays))
 	}
 	token, err := b.cfg.Issuer.IssueToken(ctx, kube.TokenSpec{

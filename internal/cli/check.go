@@ -35,13 +35,22 @@ a warning does not count.`,
 				return err
 			}
 			start := time.Now()
-			results := check.Run(a.facts(cmd.Context(), cfg))
+			var results []check.Result
+			look := func() error {
+				results = check.Run(a.facts(cmd.Context(), cfg))
+				return nil
+			}
+			if err := a.Patiently("look at AWS, Kubernetes and ECS", look); err != nil {
+				return err
+			}
 			for check.Count(results, check.Failed) > 0 && time.Since(start) < wait && cmd.Context().Err() == nil {
 				select {
 				case <-cmd.Context().Done():
 				case <-time.After(pollEvery):
 				}
-				results = check.Run(a.facts(cmd.Context(), cfg))
+				if err := a.Patiently(fmt.Sprintf("look again: %d checks failed", check.Count(results, check.Failed)), look); err != nil {
+					return err
+				}
 			}
 			if err := context.Cause(cmd.Context()); err != nil {
 				return err

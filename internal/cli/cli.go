@@ -54,7 +54,8 @@ type app struct {
 	kubeCtx    string
 	profile    string
 	region     string
-	events     bool // --events, where a command has it
+	events     bool   // --events, where a command has it
+	webMesh    string // --web-identity, where a command has it
 	color      output.Choice
 	istioctl   bool // called by the name istioctl
 }
@@ -163,9 +164,9 @@ ECS tasks beside the pods of an EKS cluster, under one unmodified istiod.`,
 		a.SetColor(a.color.String())
 		return nil
 	}
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
-	root.AddCommand(a.versionCommand(), a.configCommand(), a.labCommand(), a.ecsCommand(), a.eksCommand(), a.installCommand(), a.checkCommand(),
-		a.ztunnelConfigCommand(), a.workshopCommand(), exitCodesTopic())
+	root.SetFlagErrorFunc(flagError)
+	group(root, a.versionCommand(), a.configCommand(), a.labCommand(), a.ecsCommand(), a.eksCommand(), a.installCommand(), a.checkCommand(),
+		a.ztunnelConfigCommand(), a.whyCommand(), a.workshopCommand(), exitCodesTopic())
 	a.complete(root)
 	return root
 }
@@ -173,17 +174,7 @@ ECS tasks beside the pods of an EKS cluster, under one unmodified istiod.`,
 // group makes a command that only has others: called alone it shows its help, and a name it does not know is an error.
 func group(c *cobra.Command, children ...*cobra.Command) *cobra.Command {
 	c.AddCommand(children...)
-	c.Args = func(c *cobra.Command, args []string) error {
-		if len(args) == 0 {
-			return nil
-		}
-		text := fmt.Sprintf("unknown command %q for %q", args[0], c.CommandPath())
-		c.SuggestionsMinimumDistance = 2
-		if near := c.SuggestionsFor(args[0]); len(near) > 0 {
-			text += ": did you mean " + strings.Join(near, " or ") + "?"
-		}
-		return usageError{errors.New(text)}
-	}
+	c.Args = subcommandArgs
 	c.RunE = func(c *cobra.Command, _ []string) error { return c.Help() }
 	return c
 }
@@ -199,6 +190,7 @@ func (a *app) load() (config.Config, error) {
 		return config.Config{}, diag.Wrap(diag.ConfigInvalid, err)
 	}
 	c.Events = c.Events || a.events
+	c.WebIdentity = cmp.Or(a.webMesh, c.WebIdentity)
 	c.Profile, c.Region = cmp.Or(a.profile, c.Profile), cmp.Or(a.region, c.Region)
 	return c, c.Validate()
 }
@@ -236,7 +228,7 @@ func exitCodesTopic() *cobra.Command {
   0    it worked
   1    it failed
   2    the command line is wrong
-  3    it ran and found something unexpected (workshop, check)
+  3    it ran and found something unexpected (workshop, check), or the connection is denied (why)
   4    the cluster or AWS cannot be reached, or does not allow it
   130  interrupted
 

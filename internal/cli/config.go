@@ -17,12 +17,12 @@ func (a *app) configCommand() *cobra.Command {
 }
 
 func (a *app) configInit() *cobra.Command {
-	var force, external bool
+	var force, external, dryRun bool
 	c := &cobra.Command{
 		Use: "init", Short: "Write " + config.FileName + " with the guide's names", Args: noArgs,
 		Long: `Write the configuration file. The guide's variables (CLUSTER_NAME, LOCAL_ACCOUNT, LOCAL_ACCOUNT_PROFILE, AWS_REGION,
 OWNER_NAME) are taken from the environment where they are set, so that 'source env-config.sh' works as before.`,
-		Example: "  isthmus config init\n  CLUSTER_NAME=prod AWS_REGION=eu-west-1 isthmus config init\n  isthmus config init --external",
+		Example: "  isthmus config init\n  CLUSTER_NAME=prod AWS_REGION=eu-west-1 isthmus config init\n  isthmus config init --external --dry-run",
 		RunE: func(*cobra.Command, []string) error {
 			cfg, err := a.load()
 			if err != nil {
@@ -38,6 +38,10 @@ OWNER_NAME) are taken from the environment where they are set, so that 'source e
 			b, err := cfg.Marshal()
 			if err != nil {
 				return err
+			}
+			if dryRun {
+				a.Printf("%s", b)
+				return nil
 			}
 			old, err := os.ReadFile(path)
 			switch {
@@ -57,6 +61,7 @@ OWNER_NAME) are taken from the environment where they are set, so that 'source e
 		},
 	}
 	c.Flags().BoolVar(&force, "force", false, "replace an existing file")
+	c.Flags().BoolVar(&dryRun, "dry-run", false, "print the file and write nothing")
 	c.Flags().BoolVar(&external, "external", false, "write external.yaml, for the second account of the guide's scenario 3, from the first one's configuration")
 	return c
 }

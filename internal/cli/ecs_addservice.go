@@ -23,7 +23,7 @@ import (
 type enrolFlags struct {
 	namespace, serviceAccount string
 	image, gateway            string
-	capture, proxyEnv         output.Choice
+	capture, proxyEnv, proof  output.Choice
 	clientOnly                bool
 	cpu, memoryMiB            int
 	stopTimeout               time.Duration
@@ -37,6 +37,8 @@ func (f *enrolFlags) register(c *cobra.Command) {
 	f.capture, f.proxyEnv = output.NewChoice(string(enrol.CaptureSOCKS), words(enrol.Captures())...), output.NewChoice(string(enrol.ProxyEnvNone), words(enrol.ProxyEnvs())...)
 	c.Flags().Var(&f.capture, "capture", "how the application's connections reach the proxy: socks, redirect (EC2 and Managed Instances), platform (ECS redirects) or none")
 	c.Flags().Var(&f.proxyEnv, "proxy-env", "proxy variables to give the application: all (ALL_PROXY, SOCKS5), http (HTTP_PROXY and HTTPS_PROXY) or none; NO_PROXY goes with them")
+	f.proof = output.NewChoice(string(enrol.ProofSignature), words(enrol.Proofs())...)
+	c.Flags().Var(&f.proof, "proof", "how the proxy proves the task's role: signature, or web-identity where the account accepts that and the role is one service account")
 	c.Flags().IntVar(&f.cpu, "cpu", 0, "CPU units that the proxy reserves of the task's; it may use more where they are idle")
 	c.Flags().IntVar(&f.memoryMiB, "memory-reservation", 64, "MiB that the proxy reserves of the task's memory; it may use more")
 	c.Flags().DurationVar(&f.stopTimeout, "stop-timeout", time.Minute, "how long the proxy may drain its connections; Fargate allows 2m at most")
@@ -56,7 +58,7 @@ func (f *enrolFlags) options(cfg config.Config, clusterName string) enrol.Option
 	return enrol.Options{
 		Image: cmp.Or(f.image, cfg.ProxyImage), Gateway: f.gateway, Network: cfg.Network,
 		Namespace: cmp.Or(f.namespace, clusterName), ServiceAccount: cmp.Or(f.serviceAccount, cfg.ServiceAccount),
-		Capture: enrol.Capture(f.capture.String()), ProxyEnv: enrol.ProxyEnv(f.proxyEnv.String()), ClientOnly: f.clientOnly, CPU: f.cpu, MemoryMiB: f.memoryMiB, StopTimeout: int(f.stopTimeout / time.Second),
+		Capture: enrol.Capture(f.capture.String()), ProxyEnv: enrol.ProxyEnv(f.proxyEnv.String()), Proof: enrol.Proof(f.proof.String()), ClientOnly: f.clientOnly, CPU: f.cpu, MemoryMiB: f.memoryMiB, StopTimeout: int(f.stopTimeout / time.Second),
 	}
 }
 

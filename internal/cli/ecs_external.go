@@ -188,6 +188,11 @@ func (a *app) externalGroups(ctx context.Context, admin, home *awsadmin.Client, 
 			return changes, err
 		}
 	}
+	closed, err := closeGroup(ctx, admin, cfg, vpc, dryRun)
+	changes = append(changes, closed...)
+	if err != nil {
+		return changes, err
+	}
 	found, err := admin.FindLogGroup(ctx, workshop.LogGroup)
 	if err != nil || found {
 		return changes, err
@@ -251,7 +256,7 @@ func (d *destroyer) externalNetwork(ctx context.Context) error {
 // guideConfig is the configuration of the external account that goes with one of the first account.
 func guideConfig(loaded config.Config, environ []string) (config.Config, error) {
 	c := config.External()
-	c.ClusterName, c.Region, c.OwnerName, c.Network, c.Gateway, c.ProxyImage, c.Events = loaded.ClusterName, loaded.Region, loaded.OwnerName, loaded.Network, loaded.Gateway, loaded.ProxyImage, loaded.Events
+	c.ClusterName, c.Region, c.OwnerName, c.Network, c.Gateway, c.ProxyImage, c.Events, c.Keep, c.EC2Hosts = loaded.ClusterName, loaded.Region, loaded.OwnerName, loaded.Network, loaded.Gateway, loaded.ProxyImage, loaded.Events, loaded.Keep, loaded.EC2Hosts
 	c.FirstCluster = max(loaded.FirstCluster, 1) + loaded.Clusters
 	c.Home.Account, c.Home.Profile = loaded.Account, loaded.Profile
 	for _, kv := range environ {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -31,15 +32,21 @@ func (a *app) ecsInfra() *cobra.Command {
   the security group                   port 15008 from the VPC
   the log group                        ` + workshop.LogGroup + `
   with --events                        a rule and a queue by which ECS tells the controller of changes at once
+  with --web-identity                  the task role may have web identity tokens, for this mesh and one minute only
 
-What is as it should be is left alone, so that the command can be repeated. Without a subcommand it applies.`,
+What is as it should be is left alone, so that the command can be repeated; what has changed since is corrected: trust and
+inline policies, further policies of roles that isthmus made, rules of the security group beside the mesh's port, and the
+role of the controller's pod identity. What is listed under keep in isthmus.yaml stays. Of roles that others made, further
+policies are told and left. Without a subcommand it applies.`,
 		Example: "  isthmus ecs infra plan\n  isthmus ecs infra apply\n  isthmus ecs infra apply --events\n  isthmus ecs infra destroy --yes",
 	}
 	c.AddCommand(a.infraPlan(), a.infraApply(), a.infraDestroy())
-	c.Args = group(&cobra.Command{Use: "infra"}).Args
+	c.Args = subcommandArgs
 	c.RunE = a.runInfra(func() bool { return dryRun })
 	c.Flags().BoolVar(&dryRun, "dry-run", false, "the same as plan")
 	a.eventsFlag(c.PersistentFlags())
+	c.PersistentFlags().StringVar(&a.webMesh, "web-identity", "", "let the task role prove itself by web identity tokens to the mesh of this trust domain (default webIdentity of the configuration)")
+	c.PersistentFlags().Lookup("web-identity").NoOptDefVal = mesh.DefaultTrustDomain
 	return c
 }
 
@@ -49,10 +56,13 @@ func (a *app) eventsFlag(flags *pflag.FlagSet) {
 }
 
 func (a *app) infraApply() *cobra.Command {
-	return &cobra.Command{
+	var dryRun bool
+	c := &cobra.Command{
 		Use: "apply", Short: "Make what is missing and correct what differs", Args: noArgs,
-		Example: "  isthmus ecs infra apply", RunE: a.runInfra(func() bool { return false }),
+		Example: "  isthmus ecs infra apply\n  isthmus ecs infra apply --dry-run", RunE: a.runInfra(func() bool { return dryRun }),
 	}
+	c.Flags().BoolVar(&dryRun, "dry-run", false, "the same as plan")
+	return c
 }
 
 func (a *app) runInfra(dryRun func() bool) func(*cobra.Command, []string) error {
@@ -65,15 +75,42 @@ func (a *app) runInfra(dryRun func() bool) func(*cobra.Command, []string) error 
 		if err != nil {
 			return err
 		}
-		changes, err := a.infra(cmd.Context(), admin, cfg, dryRun())
+		var changes []string
+		err = a.Patiently("compare the account with what it should be", func() (err error) {
+			changes, err = a.infra(cmd.Context(), admin, cfg, dryRun())
+			return err
+		})
 		for _, change := range changes {
 			a.Printf("%s%s\n", change, dryRunMark(dryRun()))
+		}
+		if slices.ContainsFunc(changes, func(c string) bool { return strings.HasPrefix(c, "associate ") }) {
+			a.Notef("restart a controller that runs already: kubectl rollout restart -n %s deployment/%s", systemNamespace, controllerName)
+		}
+		if err == nil {
+			err = a.tellForeignRights(cmd.Context(), admin, cfg)
 		}
 		if err == nil && len(changes) == 0 {
 			a.Notef("everything is in place")
 		}
 		return err
 	}
+}
+
+// tellForeignRights notes what roles of others have too much.
+func (a *app) tellForeignRights(ctx context.Context, admin *awsadmin.Client, cfg config.Config) error {
+	account, _, err := admin.Account(ctx)
+	if err != nil {
+		return awsError(err)
+	}
+	roles, _ := infraRoles(cfg, account)
+	if cfg.Home != nil {
+		roles, _ = externalRoles(cfg, account, "")
+	}
+	notes, err := foreignRights(ctx, admin, roles)
+	for _, n := range notes {
+		a.Notef("%s, more than the mesh needs; it stays", n)
+	}
+	return err
 }
 
 // infraPlanFile is what `infra plan -o json` prints.
@@ -83,6 +120,7 @@ type infraPlanFile struct {
 	Account    string            `json:"account"`
 	Region     string            `json:"region"`
 	Changes    []string          `json:"changes"`
+	Rights     []string          `json:"rights,omitempty"` // of roles of others, more than needed
 	Roles      []infraRole       `json:"roles"`
 	OpenPort   int               `json:"openPort"`
 	Names      map[string]string `json:"names"`
@@ -119,6 +157,9 @@ func (a *app) infraPlan() *cobra.Command {
 			out := infraPlanFile{APIVersion: config.APIVersion, Kind: "InfraPlan", Account: account, Region: cfg.Region, Changes: append([]string{}, changes...),
 				OpenPort: mesh.HBONEPort, Names: map[string]string{"securityGroup": securityGroup(cfg), "logGroup": workshop.LogGroup}}
 			roles, _ := infraRoles(cfg, account)
+			if out.Rights, err = foreignRights(cmd.Context(), admin, roles); err != nil {
+				return err
+			}
 			for _, r := range roles {
 				out.Roles = append(out.Roles, infraRole{Name: r.Name, Path: r.Path, Trust: r.Trust, Policies: r.Inline})
 			}
@@ -158,9 +199,8 @@ func (a *app) infra(ctx context.Context, admin *awsadmin.Client, cfg config.Conf
 	if err != nil {
 		return changes, awsError(err)
 	}
-	if associated {
-		changes = append(changes, "associate role "+cfg.ControllerRoleName()+" with service account "+systemNamespace+"/"+controllerName)
-		a.Notef("restart a controller that runs already: kubectl rollout restart -n %s deployment/%s", systemNamespace, controllerName)
+	if associated != "" {
+		changes = append(changes, associated)
 	}
 	vpcRange, err := admin.VPCRange(ctx, eks.VPC)
 	if err != nil {
@@ -177,6 +217,11 @@ func (a *app) infra(ctx context.Context, admin *awsadmin.Client, cfg config.Conf
 		changes = append(changes, opened...)
 		if err != nil {
 			return changes, awsError(err)
+		}
+		closed, err := closeGroup(ctx, admin, cfg, eks.VPC, dryRun)
+		changes = append(changes, closed...)
+		if err != nil {
+			return changes, err
 		}
 	}
 	found, err := admin.FindLogGroup(ctx, workshop.LogGroup)

@@ -2,9 +2,11 @@ package cli
 
 import (
 	"fmt"
+	"strconv"
 
 	awsadmin "github.com/isthmus-mesh/isthmus/internal/awsapi/admin"
 	"github.com/isthmus-mesh/isthmus/internal/config"
+	"github.com/isthmus-mesh/isthmus/internal/identity/webidentity"
 )
 
 func securityGroup(cfg config.Config) string { return "ecs-" + cfg.ClusterName + "-sg" }
@@ -26,33 +28,52 @@ func infraRoles(cfg config.Config, account string) (roles []awsadmin.Role, contr
 		statement("DescribeInCluster", []string{"ecs:DescribeServices", "ecs:DescribeTasks"},
 			[]string{arn("ecs", "service/"+prefix+"/*"), arn("ecs", "task/"+prefix+"/*")}, nil),
 	}
+	if cfg.EC2Hosts {
+		discovery = append(discovery, statement("HostsInCluster", []string{"ecs:DescribeContainerInstances"}, []string{arn("ecs", "container-instance/"+prefix+"/*")}, nil),
+			statement("Hosts", []string{"ec2:DescribeInstances"}, []string{"*"}, nil))
+	}
 	if cfg.Events {
 		discovery = append(discovery, statement("Events", []string{"sqs:ReceiveMessage", "sqs:DeleteMessage", "sqs:ChangeMessageVisibility", "sqs:GetQueueAttributes"},
 			[]string{eventsOf(cfg, account).QueueARN}, nil))
 	}
+	task := []map[string]any{
+		statement("Exec", []string{"ssmmessages:CreateControlChannel", "ssmmessages:CreateDataChannel", "ssmmessages:OpenControlChannel", "ssmmessages:OpenDataChannel"}, []string{"*"}, nil),
+		statement("Logs", []string{"logs:CreateLogGroup", "logs:CreateLogStream", "logs:PutLogEvents"}, []string{arn("logs", "log-group:/ecs/*")}, nil),
+		statement("Images", []string{"ecr:GetAuthorizationToken", "ecr:BatchCheckLayerAvailability", "ecr:GetDownloadUrlForLayer", "ecr:BatchGetImage"}, []string{"*"}, nil),
+	}
+	if cfg.WebIdentity != "" {
+		task = append(task, statement("WebIdentity", []string{"sts:GetWebIdentityToken"}, []string{"*"}, tokenConditions(cfg.WebIdentity)))
+	}
 	return []awsadmin.Role{
 		{
-			Path: "/", Name: cfg.ControllerRoleName(), Description: "isthmus-controller in EKS", Tags: madeBy(cfg), KeepTrust: true,
+			Path: "/", Name: cfg.ControllerRoleName(), Description: "isthmus-controller in EKS", Tags: madeBy(cfg), Owner: managedTag, Keep: kept(cfg), KeepTrust: true,
 			Trust: trust(map[string]any{"Service": "pods.eks.amazonaws.com"}, nil),
 			Inline: map[string]map[string]any{assumePolicy: document(
 				statement("Assume", []string{"sts:AssumeRole", "sts:TagSession"}, []string{discoveryARN}, nil))},
 		},
 		{
-			Path: "/", Name: cfg.DiscoveryRole, Description: "discovery of ECS for the mesh", Tags: madeBy(cfg),
+			Path: "/", Name: cfg.DiscoveryRole, Description: "discovery of ECS for the mesh", Tags: madeBy(cfg), Owner: managedTag, Keep: kept(cfg),
 			Trust:  trust(map[string]any{"AWS": controllerARN}, nil),
 			Inline: map[string]map[string]any{"Discovery": document(discovery...)},
 		},
 		{
-			Path: cfg.TaskRolePath(), Name: cfg.TaskRoleName(), Description: "ECS tasks of the mesh", Tags: madeBy(cfg),
+			Path: cfg.TaskRolePath(), Name: cfg.TaskRoleName(), Description: "ECS tasks of the mesh", Tags: madeBy(cfg), Owner: managedTag, Keep: kept(cfg),
 			Trust: trust(map[string]any{"Service": "ecs-tasks.amazonaws.com"}, map[string]any{
 				"StringEquals": map[string]any{"aws:SourceAccount": account},
 				"ArnLike":      map[string]any{"aws:SourceArn": arn("ecs", "*")}}),
-			Inline: map[string]map[string]any{"Task": document(
-				statement("Exec", []string{"ssmmessages:CreateControlChannel", "ssmmessages:CreateDataChannel", "ssmmessages:OpenControlChannel", "ssmmessages:OpenDataChannel"}, []string{"*"}, nil),
-				statement("Logs", []string{"logs:CreateLogGroup", "logs:CreateLogStream", "logs:PutLogEvents"}, []string{arn("logs", "log-group:/ecs/*")}, nil),
-				statement("Images", []string{"ecr:GetAuthorizationToken", "ecr:BatchCheckLayerAvailability", "ecr:GetDownloadUrlForLayer", "ecr:BatchGetImage"}, []string{"*"}, nil))},
+			Inline: map[string]map[string]any{"Task": document(task...)},
 		},
 	}, controllerARN
+}
+
+// tokenConditions allow exactly the tokens that ztunnel asks for. The audience is a list: without Null, none at all would do.
+func tokenConditions(meshAudience string) map[string]any {
+	return map[string]any{
+		"ForAllValues:StringLike": map[string]any{"sts:IdentityTokenAudience": webidentity.AudiencePattern(meshAudience)},
+		"Null":                    map[string]any{"sts:IdentityTokenAudience": "false"},
+		"NumericLessThanEquals":   map[string]any{"sts:DurationSeconds": strconv.Itoa(webidentity.AskedSeconds)},
+		"StringEquals":            map[string]any{"sts:SigningAlgorithm": webidentity.AskedAlgorithm},
+	}
 }
 
 func trust(principal, condition map[string]any) map[string]any {
@@ -93,17 +114,16 @@ func arns(cfg config.Config, account string) func(service, rest string) string {
 // eventsName is the name of the rule and the queue of an installation's events.
 func eventsName(cfg config.Config) string { return "ecs-" + cfg.ClusterName + "-events" }
 
-// eventsOf is the way of an account's ECS events to the controller. A change of a task's health makes no event, so that
-// sweeps go on whatever events do.
+// eventsOf is the way of an account's ECS events to the controller.
 func eventsOf(cfg config.Config, account string) awsadmin.Events {
 	arn := arns(cfg, account)
-	var clusters []any
+	var clusters []string
 	for _, name := range cfg.ECSClusters() {
 		clusters = append(clusters, arn("ecs", "cluster/"+name))
 	}
-	return awsadmin.Events{Name: eventsName(cfg), QueueARN: arn("sqs", eventsName(cfg)), RuleARN: arn("events", "rule/"+eventsName(cfg)), Tags: madeBy(cfg),
-		Pattern: map[string]any{"source": []any{"aws.ecs"}, "detail-type": []any{"ECS Task State Change", "ECS Service Action"},
-			"detail": map[string]any{"clusterArn": clusters}}}
+	e := awsadmin.EventsOf(eventsName(cfg), arn, clusters)
+	e.Tags = madeBy(cfg)
+	return e
 }
 
 // queueURL is the address of the events' queue, which AWS forms from its name.

@@ -50,7 +50,12 @@ by the same rules. Nothing is written. Where the controller is installed its con
 			if err != nil {
 				return err
 			}
-			changes, problems, err := a.planDiscovery(cmd.Context(), cfg)
+			var changes plan.Changes
+			var problems []discovery.Problem
+			err = a.Patiently("read ECS and Kubernetes", func() (err error) {
+				changes, problems, err = a.planDiscovery(cmd.Context(), cfg)
+				return err
+			})
 			if err != nil {
 				return err
 			}

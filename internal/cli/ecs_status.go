@@ -36,7 +36,11 @@ healthy, and the tasks that a node's ztunnel reaches by HBONE (mTLS). With -o wi
 				a.Notef("what the mesh sees is left out: %v", err)
 				k = nil
 			}
-			clusters, err := a.clusterFacts(cmd.Context(), admin, k, cfg)
+			var clusters []check.Cluster
+			err = a.Patiently("read ECS and the mesh", func() (err error) {
+				clusters, err = a.clusterFacts(cmd.Context(), admin, k, cfg)
+				return err
+			})
 			if err != nil {
 				return err
 			}

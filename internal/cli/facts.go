@@ -6,6 +6,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -17,7 +18,6 @@ import (
 	"github.com/isthmus-mesh/isthmus/internal/cli/output"
 	"github.com/isthmus-mesh/isthmus/internal/config"
 	"github.com/isthmus-mesh/isthmus/internal/kube"
-	"github.com/isthmus-mesh/isthmus/internal/mesh"
 )
 
 // partLimit bounds how long one part of the installation may take to answer.
@@ -58,9 +58,7 @@ func (a *app) facts(ctx context.Context, cfg config.Config) *check.Facts {
 	parts.Go(func() {
 		eks, err := eksCluster(ctx, admin, cfg)
 		if f.AWS.EKS, f.AWS.EKSErr = eks.Status, err; err == nil && eks.Status == "ACTIVE" {
-			f.AWS.Infra, f.AWS.InfraErr = quiet.infra(ctx, admin, cfg, true)
-			f.AWS.Group = securityGroup(cfg)
-			f.AWS.Open, f.AWS.OpenErr = openGroup(ctx, admin, cfg, eks.VPC)
+			infraFacts(ctx, &quiet, admin, cfg, eks.VPC, f)
 		}
 	})
 	if kubeErr != nil {
@@ -71,16 +69,36 @@ func (a *app) facts(ctx context.Context, cfg config.Config) *check.Facts {
 	return f
 }
 
+// infraFacts compares the account with what `infra apply` would make of it. What the security group admits is told apart:
+// it is nobody's failure that an application has a load balancer.
+func infraFacts(ctx context.Context, quiet *app, admin *awsadmin.Client, cfg config.Config, vpc string, f *check.Facts) {
+	f.AWS.Group = securityGroup(cfg)
+	f.AWS.Infra, f.AWS.InfraErr = quiet.infra(ctx, admin, cfg, true)
+	f.AWS.Open, f.AWS.OpenErr = openGroup(ctx, admin, cfg, vpc)
+	f.AWS.Infra = slices.DeleteFunc(f.AWS.Infra, func(change string) bool {
+		return slices.ContainsFunc(f.AWS.Open, func(words string) bool { return change == closeChange(cfg, words) })
+	})
+	if f.AWS.InfraErr == nil {
+		roles, _ := infraRoles(cfg, f.AWS.Account)
+		if cfg.Home != nil {
+			roles, _ = externalRoles(cfg, f.AWS.Account, "")
+		}
+		f.AWS.Rights, f.AWS.InfraErr = foreignRights(ctx, admin, roles)
+	}
+}
+
 // openGroup is what the tasks' security group admits beside the mesh.
-func openGroup(ctx context.Context, admin *awsadmin.Client, cfg config.Config, vpc string) ([]string, error) {
+func openGroup(ctx context.Context, admin *awsadmin.Client, cfg config.Config, vpc string) (open []string, err error) {
 	if cfg.Home != nil {
-		var err error
 		if vpc, _, err = admin.FindVPC(ctx, cfg.Home.VPC); err != nil || vpc == "" {
 			return nil, awsError(err)
 		}
 	}
-	open, err := admin.OtherIngress(ctx, vpc, securityGroup(cfg), mesh.HBONEPort)
-	return open, awsError(err)
+	others, err := otherIngress(ctx, admin, cfg, vpc)
+	for _, in := range others {
+		open = append(open, in.Words)
+	}
+	return open, err
 }
 
 // discard swallows what a part would say.

@@ -157,6 +157,7 @@ func (g *ecsGatherer) addCommand(def enrol.Definition, opt enrol.Options, cluste
 	flag("service-account", opt.ServiceAccount, g.cfg.ServiceAccount)
 	flag("capture", string(opt.Capture), string(enrol.CaptureSOCKS))
 	flag("proxy-env", string(opt.ProxyEnv), string(enrol.ProxyEnvNone))
+	flag("proof", string(opt.Proof), string(enrol.ProofSignature))
 	flag("cpu", strconv.Itoa(opt.CPU), "0")
 	flag("memory-reservation", strconv.Itoa(opt.MemoryMiB), "64")
 	flag("stop-timeout", strconv.Itoa(opt.StopTimeout)+"s", "60s")

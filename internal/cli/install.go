@@ -41,7 +41,11 @@ controller itself and the GatewayClass of the east-west gateway. With --dry-run 
 			if err != nil {
 				return err
 			}
-			results, err := k.ApplyYAML(cmd.Context(), text, kube.ApplyOptions{Manager: fieldManager})
+			var results []kube.Result
+			err = a.Patiently("apply the manifests", func() (err error) {
+				results, err = k.ApplyYAML(cmd.Context(), text, kube.ApplyOptions{Manager: fieldManager})
+				return err
+			})
 			for _, r := range results {
 				if r.Err == nil {
 					a.Notef("%s %s", r.Ref, r.Outcome)

@@ -22,18 +22,20 @@ import (
 
 func (a *app) workshopCommand() *cobra.Command {
 	var exercise string
-	var cleanup, interactive bool
+	var cleanup, interactive, dryRun bool
 	var timeout time.Duration
+	format := output.NewChoice("", "json", "yaml")
 	c := &cobra.Command{
 		Use: "authz-workshop", Short: "The guide's six authorization exercises (guide part 6)", Args: noArgs,
 		Long: `Apply the policies of an exercise, wait until the proxies at the destination have them, call along the guide's five
 paths and compare each outcome with the guide's. The exit code is 3 if any differs.`,
-		Example: "  isthmus authz-workshop -e all\n  isthmus authz-workshop -e 2\n  isthmus authz-workshop --interactive\n  isthmus authz-workshop --cleanup",
+		Example: "  isthmus authz-workshop -e all\n  isthmus authz-workshop -e 2\n  isthmus authz-workshop --interactive\n  isthmus authz-workshop --cleanup\n  isthmus authz-workshop -e 3 --dry-run\n  isthmus authz-workshop -e all -o json | jq '.items[] | select(.open != .expected)'",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			w, err := a.newWorkshop(cmd.Context(), timeout)
 			if err != nil {
 				return err
 			}
+			w.dryRun, w.format = dryRun, format.String()
 			switch {
 			case cleanup:
 				return w.setPolicies(cmd.Context(), nil)
@@ -52,8 +54,12 @@ paths and compare each outcome with the guide's. The exit code is 3 if any diffe
 	c.Flags().StringVarP(&exercise, "exercise", "e", "", "exercise: 1 to 6, or all")
 	c.Flags().BoolVar(&cleanup, "cleanup", false, "remove the workshop's policies")
 	c.Flags().BoolVar(&interactive, "interactive", false, "choose exercises at a prompt")
+	c.Flags().BoolVar(&dryRun, "dry-run", false, "say which policies would be applied and deleted, and neither change them nor call")
+	c.Flags().VarP(&format, "output", "o", "json or yaml: the outcomes, once all are known")
 	c.Flags().DurationVar(&timeout, "timeout", 30*time.Second, "how long policies may take to reach the proxies")
 	c.MarkFlagsMutuallyExclusive("exercise", "cleanup", "interactive")
+	c.MarkFlagsMutuallyExclusive("interactive", "output")
+	c.MarkFlagsMutuallyExclusive("interactive", "dry-run")
 	return c
 }
 
@@ -64,6 +70,25 @@ type workshopRun struct {
 	kube    *kube.Client
 	names   workshop.Names
 	timeout time.Duration
+	dryRun  bool
+	format  string // of the report, "" for people
+}
+
+// workshopReport is what `authz-workshop -o json` prints.
+type workshopReport struct {
+	APIVersion string            `json:"apiVersion"`
+	Kind       string            `json:"kind"`
+	Success    bool              `json:"success"`
+	Items      []workshopOutcome `json:"items"`
+}
+
+type workshopOutcome struct {
+	Exercise int    `json:"exercise"`
+	Title    string `json:"title"`
+	Path     string `json:"path"`
+	Open     bool   `json:"open"`
+	Expected bool   `json:"expected"`
+	Detail   string `json:"detail,omitempty"`
 }
 
 func workshopNames(cfg config.Config) (workshop.Names, error) {
@@ -119,34 +144,53 @@ func (w *workshopRun) sel(exercise string) ([]workshop.Exercise, error) {
 
 func (w *workshopRun) run(ctx context.Context, exercises []workshop.Exercise) error {
 	var differing []string
+	report := workshopReport{APIVersion: config.APIVersion, Kind: "WorkshopReport", Items: []workshopOutcome{}}
+	tell := func(format string, args ...any) {
+		if w.format == "" {
+			w.Printf(format, args...)
+		}
+	}
 	for _, e := range exercises {
-		w.Printf("\n%s\n", w.Paint(output.Bold, fmt.Sprintf("=== Exercise 6.%d: %s ===", e.Number, e.Title)))
+		tell("\n%s\n", w.Paint(output.Bold, fmt.Sprintf("=== Exercise 6.%d: %s ===", e.Number, e.Title)))
 		if err := w.setPolicies(ctx, e.Policies); err != nil {
 			return err
 		}
+		if w.dryRun {
+			continue
+		}
 		for i, p := range w.names.Paths() {
-			w.Printf("[TEST] %s\n", p.Title)
+			tell("[TEST] %s\n", p.Title)
 			open, detail, err := w.try(ctx, p)
 			if err != nil {
 				return err
 			}
+			report.Items = append(report.Items, workshopOutcome{Exercise: e.Number, Title: e.Title, Path: p.Title, Open: open, Expected: e.Open[i], Detail: detail})
 			if open {
-				w.Printf("%s Connected successfully\n", w.Paint(output.Green, "[PASS]"))
+				tell("%s Connected successfully\n", w.Paint(output.Green, "[PASS]"))
 			} else {
-				w.Printf("%s Connection failed: %s\n", w.Paint(output.Red, "[FAIL]"), detail)
+				tell("%s Connection failed: %s\n", w.Paint(output.Red, "[FAIL]"), detail)
 			}
 			if open != e.Open[i] {
 				want := map[bool]string{true: "open", false: "closed"}[e.Open[i]]
-				w.Printf("  this differs: the guide expects this path to be %s\n", want)
+				tell("  this differs: the guide expects this path to be %s\n", want)
 				differing = append(differing, fmt.Sprintf("6.%d %s", e.Number, p.Title))
 			}
 		}
-		w.Printf("Effect: %s\n", e.Effect)
+		tell("Effect: %s\n", e.Effect)
+	}
+	if w.dryRun {
+		return nil
+	}
+	if w.format != "" {
+		report.Success = len(differing) == 0
+		if err := output.Encode(w.Out, w.format, report); err != nil {
+			return err
+		}
 	}
 	if len(differing) > 0 {
 		return problemsError{"outcomes that differ from the guide: " + strings.Join(differing, "; ")}
 	}
-	w.Printf("\n%d exercises, every outcome as in the guide\n", len(exercises))
+	tell("\n%d exercises, every outcome as in the guide\n", len(exercises))
 	return nil
 }
 
@@ -187,7 +231,7 @@ func (w *workshopRun) setPolicies(ctx context.Context, want []workshop.Policy) e
 	keep := map[string]bool{}
 	for _, p := range want {
 		keep[p.Name] = true
-		if err := w.apply(ctx, w.kube, p.Object(ns), false); err != nil {
+		if err := w.apply(ctx, w.kube, p.Object(ns), w.dryRun); err != nil {
 			return err
 		}
 	}
@@ -196,10 +240,15 @@ func (w *workshopRun) setPolicies(ctx context.Context, want []workshop.Policy) e
 		if keep[p.GetName()] || !slices.Contains(known, p.GetName()) {
 			continue
 		}
-		if _, err := w.kube.Delete(ctx, kube.AuthzPolicies, ns, p.GetName(), nil); err != nil {
-			return err
+		if !w.dryRun {
+			if _, err := w.kube.Delete(ctx, kube.AuthzPolicies, ns, p.GetName(), nil); err != nil {
+				return err
+			}
 		}
-		w.Notef("AuthorizationPolicy %s/%s deleted", ns, p.GetName())
+		w.Notef("AuthorizationPolicy %s/%s deleted%s", ns, p.GetName(), dryRunMark(w.dryRun))
+	}
+	if w.dryRun {
+		return nil
 	}
 	return w.awaitPolicies(ctx, ns, keep, known)
 }

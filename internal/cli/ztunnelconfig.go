@@ -42,6 +42,7 @@ of an ECS task (through ECS Exec), with --file a saved /config_dump.`,
 		a.dumpCommand("policies", "policy", "Authorization policies", (*dump.Dump).WritePolicies),
 		a.dumpCommand("certificates", "certificate", "Certificates of the workloads it serves", func(d *dump.Dump, w io.Writer) { d.WriteCertificates(w, time.Now()) }),
 		a.dumpAllCommand(),
+		a.whyCommand(),
 	)
 }
 
@@ -128,10 +129,19 @@ func (a *app) dumpAllCommand() *cobra.Command {
 	return c
 }
 
-func (a *app) readDump(ctx context.Context, f dumpFlags) (*dump.Dump, error) {
+func (a *app) readDump(ctx context.Context, f dumpFlags) (d *dump.Dump, err error) {
+	if f.file == "-" {
+		return parseDump(a.In) // however long a person takes
+	}
+	err = a.Patiently("ask the proxy what it knows", func() error {
+		d, err = a.askForDump(ctx, f)
+		return err
+	})
+	return d, err
+}
+
+func (a *app) askForDump(ctx context.Context, f dumpFlags) (*dump.Dump, error) {
 	switch {
-	case f.file == "-":
-		return parseDump(a.In)
 	case f.file != "":
 		file, err := os.Open(f.file)
 		if err != nil {
@@ -161,8 +171,22 @@ func parseDump(r io.Reader) (*dump.Dump, error) {
 	return d, nil
 }
 
-// podDump reads the dump of a ztunnel pod through the API server.
+// podDump reads the dump of a ztunnel pod.
 func podDump(ctx context.Context, k *kube.Client, pod string) (*dump.Dump, error) {
+	resp, pod, err := askPod(ctx, k, pod, "/config_dump")
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return nil, diag.Newf(diag.ProxyDumpUnreadable, "pod %s answers %s", pod, resp.Status)
+	}
+	return parseDump(resp.Body)
+}
+
+// askPod asks the admin port of a ztunnel pod through the API server, by default one of the DaemonSet's, and returns the
+// pod that answered.
+func askPod(ctx context.Context, k *kube.Client, pod, path string) (*http.Response, string, error) {
 	namespace := systemNamespace
 	if ns, name, ok := strings.Cut(pod, "/"); ok {
 		namespace, pod = ns, name
@@ -170,7 +194,7 @@ func podDump(ctx context.Context, k *kube.Client, pod string) (*dump.Dump, error
 	if pod == "" {
 		pods, err := k.ListPods(ctx, namespace, "app=ztunnel")
 		if err != nil {
-			return nil, err
+			return nil, "", err
 		}
 		for _, p := range pods {
 			if p.Ready {
@@ -179,7 +203,7 @@ func podDump(ctx context.Context, k *kube.Client, pod string) (*dump.Dump, error
 			}
 		}
 		if pod == "" {
-			return nil, diag.New(diag.ProxyDumpUnreadable, "no ztunnel pod in istio-system is ready")
+			return nil, "", diag.New(diag.ProxyDumpUnreadable, "no ztunnel pod in istio-system is ready")
 		}
 	}
 	client := http.Client{Timeout: time.Minute, Transport: &http.Transport{
@@ -188,17 +212,13 @@ func podDump(ctx context.Context, k *kube.Client, pod string) (*dump.Dump, error
 			return k.Dial(ctx, namespace, pod, mesh.AdminPort)
 		},
 	}}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://ztunnel/config_dump", nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://ztunnel"+path, nil)
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
 	resp, err := client.Do(req)
 	if err != nil {
-		return nil, fmt.Errorf("read the dump of pod %s/%s: %w", namespace, pod, err)
+		return nil, "", fmt.Errorf("ask the proxy of pod %s/%s: %w", namespace, pod, err)
 	}
-	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		return nil, diag.Newf(diag.ProxyDumpUnreadable, "pod %s/%s answers %s", namespace, pod, resp.Status)
-	}
-	return parseDump(resp.Body)
+	return resp, namespace + "/" + pod, nil
 }

@@ -60,6 +60,15 @@ type Config struct {
 	Gateway string `json:"gateway"`
 	// Events has ECS tell the controller of changes, by EventBridge and SQS, instead of waiting for the next sweep.
 	Events bool `json:"events,omitempty"`
+	// WebIdentity is the mesh (the broker's audience, which is the trust domain unless it was told another) for which the
+	// task role may have web identity tokens; empty means that it may not.
+	WebIdentity string `json:"webIdentity,omitempty"`
+	// EC2Hosts lets discovery read the EC2 hosts of tasks in bridge and host network mode, which are plain endpoints at the
+	// addresses of these.
+	EC2Hosts bool `json:"ec2Hosts,omitempty"`
+	// Keep is what `isthmus ecs infra apply` leaves though it did not make it: policies of roles by name or ARN, and rules
+	// of the security group in the words of `infra plan`, such as "tcp port 443 from 10.0.0.0/8".
+	Keep []string `json:"keep,omitempty"`
 	// ProxyImage is the image of ztunnel in ECS tasks.
 	ProxyImage string `json:"proxyImage"`
 
@@ -199,7 +208,10 @@ var (
 	accountRE = regexp.MustCompile(`^[0-9]{12}$`)
 	regionRE  = regexp.MustCompile(`^[a-z]{2}(-[a-z]+)+-[0-9]$`)
 	domainRE  = regexp.MustCompile(`^([a-z0-9]([a-z0-9-]*[a-z0-9])?\.)*[a-z0-9]([a-z0-9-]*[a-z0-9])?$`)
-	roleRE    = regexp.MustCompile(`^/?([\w+=,.@-]+/)*[\w+=,.@-]{1,64}$`)
+	// audienceRE has neither * nor ?, which a policy would take for a wildcard.
+	audienceRE = regexp.MustCompile(`^[A-Za-z0-9._:/-]{1,255}$`)
+
+	roleRE = regexp.MustCompile(`^/?([\w+=,.@-]+/)*[\w+=,.@-]{1,64}$`)
 )
 
 // maxFirstCluster bounds FirstCluster, so that names stay short.
@@ -248,6 +260,9 @@ func (c Config) Validate() error {
 	}
 	if c.FirstCluster < 0 || c.FirstCluster > maxFirstCluster {
 		bad("firstCluster", strconv.Itoa(c.FirstCluster), fmt.Sprintf("0 to %d", maxFirstCluster))
+	}
+	if c.WebIdentity != "" && !audienceRE.MatchString(c.WebIdentity) {
+		bad("webIdentity", c.WebIdentity, "the mesh's trust domain, such as cluster.local")
 	}
 	if c.Home != nil {
 		errs = append(errs, c.Home.validate()...)

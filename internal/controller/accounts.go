@@ -42,6 +42,7 @@ type scope struct {
 	region    string
 	network   string
 	reflector *ecs.Reflector
+	roles     *roleUses
 }
 
 func newAccounts(cfg Config) (*accounts, error) {
@@ -103,6 +104,7 @@ func (a *accounts) scopesOf(acct settings.Account) ([]*scope, error) {
 				return nil, fmt.Errorf("account %s in %s: %w", s.id, region, err)
 			}
 		}
+		s.roles = &roleUses{}
 		out = append(out, s)
 	}
 	return out, nil
@@ -131,7 +133,7 @@ func (a *accounts) reflect(acct settings.Account, region string) (*ecs.Reflector
 	id, interval := acct.AccountID(), time.Duration(a.cfg.Settings.SweepInterval)
 	return ecs.New(ecs.Config{
 		Account: id, Region: region, Partition: acct.Partition(), Source: source, Hosts: hosts, OptInTags: tags,
-		Interval: interval, FullInterval: fullInterval(interval),
+		Interval: interval, FullInterval: fullInterval(interval), LookupMaxAge: a.cfg.Options.LookupMaxAge,
 		Log: a.cfg.Log.With(slog.String("scope", "discovery"), slog.String("account", id), slog.String("region", region)),
 		Now: a.cfg.Now, Observe: a.observe,
 	})
@@ -147,8 +149,10 @@ func (a *accounts) run(ctx context.Context) error {
 		wanted, wantedQueues := map[*ecs.Reflector]bool{}, map[settings.Events]settings.Account{}
 		for _, s := range a.list() {
 			wanted[s.reflector] = true
-			if s.account.Events != nil && a.cfg.Queue != nil {
-				wantedQueues[*s.account.Events] = s.account
+			if e := s.account.Events; e != nil && a.cfg.Queue != nil {
+				if _, ok := wantedQueues[*e]; !ok || e.OwnedBy(s.id) {
+					wantedQueues[*e] = s.account // whose role reads it
+				}
 			}
 		}
 		for r := range wanted {

@@ -1,6 +1,7 @@
 package controller
 
 import (
+	"cmp"
 	"context"
 	"log/slog"
 	"reflect"
@@ -20,8 +21,11 @@ const (
 	conditionSynced   = "Synced"   // the last sweep of every region saw everything
 )
 
-// maxClusterNames bounds the names of clusters in the status of one region.
-const maxClusterNames = 100
+// Limits of the status.
+const (
+	maxClusterNames = 100 // in one region
+	maxReasons      = 20
+)
 
 // ECSAccountStatus is the status of an ECSAccount.
 type ECSAccountStatus struct {
@@ -33,6 +37,8 @@ type ECSAccountStatus struct {
 	Tasks              int              `json:"tasks"`
 	// Problems counts what is wrong with things in the account; the events and the status ConfigMap list them.
 	Problems int `json:"problems"`
+	// Reasons are the problems by code, with one of them as an example; those that concern most come first.
+	Reasons []ProblemReason `json:"reasons,omitempty"`
 	// LastCompleteSweep is that of the region for which it was longest ago.
 	LastCompleteSweep string         `json:"lastCompleteSweep,omitempty"`
 	LastError         *AccountError  `json:"lastError,omitempty"`
@@ -43,6 +49,15 @@ type ECSAccountStatus struct {
 type AccountError struct {
 	Code    diag.Code `json:"code,omitempty"`
 	Region  string    `json:"region,omitempty"`
+	Message string    `json:"message"`
+	Fix     string    `json:"fix,omitempty"`
+}
+
+// ProblemReason is what is wrong with some things in an account.
+type ProblemReason struct {
+	Code    diag.Code `json:"code"`
+	Count   int       `json:"count"`
+	Object  string    `json:"object"` // the first of them by ARN
 	Message string    `json:"message"`
 	Fix     string    `json:"fix,omitempty"`
 }
@@ -108,7 +123,7 @@ func (w *accountWriter) report(ctx context.Context, p picture) (again bool) {
 	return again
 }
 
-func (w *accountWriter) reportOne(ctx context.Context, p picture, d declared, problems map[string]int, now time.Time) (again bool, err error) {
+func (w *accountWriter) reportOne(ctx context.Context, p picture, d declared, problems map[string][]ProblemReason, now time.Time) (again bool, err error) {
 	have := w.c.resources.Get("", d.name)
 	if d.object == nil {
 		want, err := d.mirror()
@@ -142,7 +157,7 @@ func (w *accountWriter) reportOne(ctx context.Context, p picture, d declared, pr
 }
 
 // build returns the status of an account.
-func (w *accountWriter) build(p picture, d declared, have *kube.Object, problems map[string]int) ECSAccountStatus {
+func (w *accountWriter) build(p picture, d declared, have *kube.Object, problems map[string][]ProblemReason) ECSAccountStatus {
 	id := d.account.AccountID()
 	st := ECSAccountStatus{ObservedGeneration: have.GetGeneration(), Account: id}
 	condition := func(kind, status, reason, message string) {
@@ -155,7 +170,10 @@ func (w *accountWriter) build(p picture, d declared, have *kube.Object, problems
 		return st
 	}
 	condition(conditionAccepted, "True", "Accepted", "")
-	st.Problems = problems[id]
+	for _, r := range problems[id] {
+		st.Problems += r.Count
+	}
+	st.Reasons = problems[id][:min(len(problems[id]), maxReasons)]
 	var failed *inventory.Snapshot
 	pending := false
 	var oldest time.Time
@@ -224,15 +242,38 @@ func (st ECSAccountStatus) withoutTimes() ECSAccountStatus {
 	return st
 }
 
-// problemsByAccount counts the problems of each account.
-func problemsByAccount(problems []discovery.Problem) map[string]int {
-	out := map[string]int{}
+// problemsByAccount gathers the problems of each account by code.
+func problemsByAccount(problems []discovery.Problem) map[string][]ProblemReason {
+	type key struct {
+		account string
+		code    diag.Code
+	}
+	reasons := map[key]*ProblemReason{}
 	for _, p := range problems {
+		k := key{code: p.Code}
 		if arn, err := inventory.ParseARN(p.Object); err == nil {
-			out[arn.Account]++
+			k.account = arn.Account
 		} else if id, _, ok := strings.Cut(p.Object, " in "); ok {
-			out[id]++
+			k.account = id
+		} else {
+			continue
 		}
+		r := reasons[k]
+		if r == nil {
+			r = &ProblemReason{Code: p.Code, Object: p.Object, Message: p.Cause, Fix: p.Fix}
+			reasons[k] = r
+		}
+		r.Count++
+		if p.Object < r.Object {
+			r.Object, r.Message, r.Fix = p.Object, p.Cause, p.Fix
+		}
+	}
+	out := map[string][]ProblemReason{}
+	for k, r := range reasons {
+		out[k.account] = append(out[k.account], *r)
+	}
+	for _, list := range out {
+		slices.SortFunc(list, func(a, b ProblemReason) int { return cmp.Or(b.Count-a.Count, cmp.Compare(a.Code, b.Code)) })
 	}
 	return out
 }

@@ -22,6 +22,7 @@ type churn struct {
 	rng      *rand.Rand
 	services []*churned
 	revision int
+	wait     func(time.Duration) // lets time go by
 
 	mu       sync.Mutex
 	innocent map[string]bool // guarded by mu; ids of tasks to which nothing has happened since they run
@@ -36,7 +37,7 @@ type churned struct {
 }
 
 func newChurn() *churn {
-	c := &churn{aws: awsfake.New(accountA, region), rng: rand.New(rand.NewPCG(7, 7)), innocent: map[string]bool{}} //nolint:gosec // a test's choice
+	c := &churn{aws: awsfake.New(accountA, region), rng: rand.New(rand.NewPCG(7, 7)), innocent: map[string]bool{}, wait: virtually} //nolint:gosec // a test's choice
 	for i := range 3 {
 		cluster := c.aws.AddCluster(fmt.Sprint("ecs-demo-", i+1), inventory.Tags{"ecs.solo.io/discovery-enabled": "true"})
 		for j := range 3 {
@@ -152,8 +153,11 @@ func (c *churn) step() {
 	c.pass(1500)
 }
 
-// pass lets some of up to so many milliseconds of virtual time go by.
-func (c *churn) pass(most int) {
-	time.Sleep(time.Duration(c.rng.IntN(most)) * time.Millisecond)
+// pass lets some of up to so many milliseconds go by.
+func (c *churn) pass(most int) { c.wait(time.Duration(c.rng.IntN(most)) * time.Millisecond) }
+
+// virtually lets virtual time go by.
+func virtually(d time.Duration) {
+	time.Sleep(d)
 	synctest.Wait()
 }

@@ -190,8 +190,9 @@ func (c *Controller) startBroker(ctx context.Context, g *errgroup.Group) error {
 	b, err := broker.New(broker.Config{
 		Directory: c.accounts, Issuer: c.cfg.Kube, Audience: audience, TrustDomain: c.cfg.Settings.TrustDomain, ClusterID: c.cfg.Settings.ClusterName,
 		Network: c.cfg.Settings.Network, STSEndpoint: o.STSEndpoint, Log: c.cfg.Log, Now: c.cfg.Now,
-		Limits:  broker.Limits{SourceRate: o.BrokerSourceRate, RoleRate: o.BrokerRoleRate},
-		Observe: func(out broker.Outcome) { c.cfg.Metrics.Token(string(out.Code), out.Took) },
+		WebIdentity: &broker.WebIdentity{Issuer: c.accounts.issuer, Roles: c.accounts, Endpoint: o.WebIdentityEndpoint},
+		Limits:      broker.Limits{SourceRate: o.BrokerSourceRate, RoleRate: o.BrokerRoleRate},
+		Observe:     func(out broker.Outcome) { c.cfg.Metrics.Token(string(out.Code), out.Took) },
 	})
 	if err != nil {
 		return err

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -14,9 +13,6 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/isthmus-mesh/isthmus/internal/controller/settings"
-	"github.com/isthmus-mesh/isthmus/internal/discovery"
-	"github.com/isthmus-mesh/isthmus/internal/ecs"
-	"github.com/isthmus-mesh/isthmus/internal/ecs/inventory"
 	"github.com/isthmus-mesh/isthmus/internal/kube"
 	"github.com/isthmus-mesh/isthmus/internal/kube/kubetest"
 )
@@ -211,53 +207,4 @@ func TestEventsShortenTheWait(t *testing.T) {
 	if n := reflector.Snapshot().CompleteSweeps; n != 1 {
 		t.Errorf("a hint counted as a sweep: %d", n)
 	}
-}
-
-var _ ecs.HostSource = hosts{}
-
-type hosts map[string]string
-
-func (h hosts) HostAddresses(_ context.Context, _ string, instances []string) (map[string]string, error) {
-	out := map[string]string{}
-	for _, i := range slices.Sorted(slices.Values(instances)) {
-		if a, ok := h[i]; ok {
-			out[i] = a
-		}
-	}
-	return out, nil
-}
-
-// A task in bridge mode is a plain endpoint at its host's address and port, and the list of problems says so.
-func TestBridgeModeIsAPlainEndpoint(t *testing.T) {
-	a := newAccount(accountA, "ecs-demo-1")
-	def := a.AddDefinition(inventory.TaskDefinition{
-		Family: "old", Revision: 1, NetworkMode: inventory.NetworkBridge, Tags: inventory.Tags{"ecs.solo.io/service-account": "echo-sa"},
-		Containers: []inventory.ContainerDefinition{{Name: "app", Essential: true, PortMappings: []inventory.PortMapping{{ContainerPort: 8080, Protocol: "tcp"}}}},
-	})
-	a.AddService(a.cluster, "old", def)
-	arn := a.RunTask(a.cluster, "old", def)
-	instance := "arn:aws:ecs:us-east-2:" + accountA + ":container-instance/ecs-demo-1/1"
-	a.Edit(arn, func(task *inventory.Task) {
-		task.LaunchType, task.ContainerInstance, task.Attachments = inventory.LaunchEC2, instance, nil
-		for i := range task.Containers {
-			task.Containers[i].Addrs, task.Containers[i].Bindings = nil, []inventory.Binding{{ContainerPort: 8080, HostPort: 32768, Protocol: "tcp"}}
-		}
-	})
-	cluster := kubetest.New(t, namespaces("ecs-demo-1"))
-	w := newWorld(t, cluster, func(c *Config) {
-		c.Hosts = func(settings.Account, string) (ecs.HostSource, error) { return hosts{instance: "10.0.1.7"}, nil }
-	}, a)
-	w.run()
-	w.wait("the endpoint", func() bool {
-		list, err := cluster.Client.List(t.Context(), kube.WorkloadEntries, "ecs-demo-1", "")
-		if err != nil || len(list) != 1 {
-			return false
-		}
-		var e discovery.WorkloadEntry
-		if err := kube.Decode(list[0], &e); err != nil {
-			t.Fatal(err)
-		}
-		return e.Spec.Address == "10.0.1.7" && e.Spec.Ports["tcp-8080"] == 32768 && e.Metadata.Annotations[discovery.AnnotationHBONE] == ""
-	})
-	w.wait("its problem counted", func() bool { return accountStatus(t, cluster, "config-"+accountA).Problems == 1 })
 }

@@ -17,10 +17,11 @@ type Queue interface {
 	Delete(ctx context.Context, receipts []string) error
 }
 
-// Pauses after an error of a queue.
+// Pauses after an error of a queue. The last is short because the queue, or the role that may read it, is often made after the
+// controller has started, and the first deployments come right then.
 const (
 	queueRetryFirst = time.Second
-	queueRetryLast  = time.Minute
+	queueRetryLast  = 10 * time.Second
 )
 
 // listen reads an account's event queue until ctx ends. An event is only a hint of what to read again: it may come

@@ -27,7 +27,11 @@ type Options struct {
 	BrokerSourceRate float64
 	BrokerRoleRate   float64
 	STSEndpoint      string
-	RevokeInterval   time.Duration
+
+	WebIdentityEndpoint string
+
+	RevokeInterval time.Duration
+	LookupMaxAge   time.Duration
 
 	IstiodAddress  string
 	RootCert       string
@@ -66,7 +70,9 @@ func ParseOptions(args, environ []string, output io.Writer) (Options, error) {
 	fs.Float64Var(&o.BrokerSourceRate, "broker-source-rate", 100, "requests per second that one address may make")
 	fs.Float64Var(&o.BrokerRoleRate, "broker-role-rate", 50, "requests per second that the tasks of one role may make")
 	fs.StringVar(&o.STSEndpoint, "sts-endpoint", "", "`URL` of AWS STS for proofs; empty means each region's own")
+	fs.StringVar(&o.WebIdentityEndpoint, "web-identity-endpoint", "", "`URL` asked for the keys of web identity tokens; empty means each account's issuer")
 	fs.DurationVar(&o.RevokeInterval, "revoke-interval", 10*time.Second, "time between looks for tasks that ended")
+	fs.DurationVar(&o.LookupMaxAge, "lookup-max-age", 24*time.Hour, "how long the broker decides by what was last read of ECS while ECS cannot be asked")
 	fs.StringVar(&o.IstiodAddress, "istiod-address", "", "`address` of istiod's CA; empty means istiod.NAMESPACE.svc:15012")
 	fs.StringVar(&o.RootCert, "root-cert", "/var/run/secrets/istio/root-cert.pem", "`file` with the mesh root")
 	fs.StringVar(&o.Token, "token", "/var/run/secrets/tokens/istio-token", "`file` with this controller's own token for istiod")
@@ -111,6 +117,8 @@ func (o Options) validate() error {
 		return configError("--lease-duration: %v is too short", o.LeaseDuration)
 	case o.RevokeInterval < time.Second:
 		return configError("--revoke-interval: %v is too short", o.RevokeInterval)
+	case o.LookupMaxAge < time.Minute:
+		return configError("--lookup-max-age: %v is too short", o.LookupMaxAge)
 	case o.KubeQPS <= 0 || o.BrokerSourceRate <= 0 || o.BrokerRoleRate <= 0:
 		return configError("--kube-qps, --broker-source-rate and --broker-role-rate must be positive")
 	case o.GatewayReplicas < 1 || o.GatewayReplicas > 100:

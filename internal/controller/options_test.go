@@ -3,6 +3,8 @@ package controller
 import (
 	"bytes"
 	"io"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -30,6 +32,19 @@ func TestParseOptions(t *testing.T) {
 	} {
 		if _, err := ParseOptions(tt.args, tt.env, io.Discard); err == nil || !strings.Contains(err.Error(), tt.want) {
 			t.Errorf("%s: %v, want %q", name, err, tt.want)
+		}
+	}
+}
+
+// Trap 12: a token file that ends with a newline is one without it.
+func TestTrap12OwnTokenWithANewline(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "token")
+	for text, want := range map[string]string{"own-token": "own-token", "own-token\n": "own-token", "\n": ""} {
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := readToken(file); got != want || (err != nil) != (want == "") {
+			t.Errorf("token of %q = %q, %v", text, got, err)
 		}
 	}
 }

@@ -21,13 +21,13 @@ const (
 	AccountUnreachable   Code = "IST1005"
 	NoClusterOptedIn     Code = "IST1006"
 	NamespaceMissing     Code = "IST1101"
-	NamespaceNotAmbient  Code = "IST1102"
 	HostConflict         Code = "IST1103"
 	AddressConflict      Code = "IST1104"
 	TagInvalid           Code = "IST1105"
 	ServiceAccountAbsent Code = "IST1106"
 	ServiceWithoutPorts  Code = "IST1107"
 	NetworkModePlain     Code = "IST1108"
+	ExternalTask         Code = "IST1109"
 	DeletionHeld         Code = "IST1201"
 	WriteRefused         Code = "IST1202"
 	MeshCRDMissing       Code = "IST1203"
@@ -59,10 +59,17 @@ const (
 	RoleRateLimited         Code = "IST2302"
 	BrokerBusy              Code = "IST2303"
 	TokenNotIssued          Code = "IST2304"
-	BrokerNotReady          Code = "IST2305"
 	GatewayListenerRefused  Code = "IST2401"
 	GatewayAddressPending   Code = "IST2402"
 	GatewayNamespaceRefused Code = "IST2403"
+	WebIdentityOff          Code = "IST2501"
+	WebTokenMalformed       Code = "IST2502"
+	WebTokenExpired         Code = "IST2503"
+	WebTokenForeign         Code = "IST2504"
+	WebTokenForged          Code = "IST2505"
+	WebTokenSubject         Code = "IST2506"
+	IssuerKeysUnknown       Code = "IST2507"
+	RoleAmbiguous           Code = "IST2508"
 )
 
 // Codes of enrolment, the controller's own configuration and the command line.
@@ -91,7 +98,6 @@ const (
 	CaptureRefused       Code = "IST3117"
 	ResourcesRefused     Code = "IST3118"
 	RolloutUnmanaged     Code = "IST3119"
-	UsageInvalid         Code = "IST3201"
 	CloudUnreachable     Code = "IST3202"
 	LabProgramAbsent     Code = "IST3203"
 	GatewayNotReady      Code = "IST3204"
@@ -99,6 +105,7 @@ const (
 	CloudCredentials     Code = "IST3206"
 	CloudDenied          Code = "IST3207"
 	EKSClusterMissing    Code = "IST3208"
+	WhyUnanswered        Code = "IST3230"
 )
 
 // Codes of the lab.
@@ -108,7 +115,6 @@ const (
 	LabNamespacesRefused Code = "IST4003"
 	LabProgramMissing    Code = "IST4004"
 	LabComponentFailed   Code = "IST4005"
-	LabImageUnknown      Code = "IST4006"
 	LabPlatform          Code = "IST4007"
 	LabTimeout           Code = "IST4008"
 	LabExpectation       Code = "IST4009"
@@ -160,9 +166,6 @@ var catalogue = [...]Entry{
 	{NamespaceMissing, "a cluster's namespace does not exist in Kubernetes",
 		"services and tasks of an ECS cluster live in the namespace of the cluster's name, or of the tag ecs.solo.io/namespace.",
 		"isthmus ecs namespaces, or: kubectl create namespace NAME && kubectl label namespace NAME istio.io/dataplane-mode=ambient"},
-	{NamespaceNotAmbient, "a cluster's namespace is not labelled for ambient mode",
-		"the namespace lacks istio.io/dataplane-mode=ambient; ECS tasks work without it, pods of that namespace do not join the mesh.",
-		"kubectl label namespace NAME istio.io/dataplane-mode=ambient"},
 	{HostConflict, "two services claim the same host name",
 		"the tag ecs.solo.io/hostname, or equal names, gave one host to services that differ in namespace or ports.",
 		"give one of them another host name with the tag ecs.solo.io/hostname; the older service keeps the name."},
@@ -179,8 +182,11 @@ var catalogue = [...]Entry{
 		"its task definition maps no port and the tag ecs.solo.io/ports is absent, so clients cannot call it.",
 		"add a port mapping to the application's container, or set the tag ecs.solo.io/ports, for example http:8080."},
 	{NetworkModePlain, "tasks in bridge or host network mode are served without mTLS",
-		"such tasks have no address of their own, so no proxy can stand in front of them.",
-		"use networkMode awsvpc in the task definition."},
+		"such tasks have no address of their own, so no proxy can stand in front of them; and where discovery may not read EC2 hosts, they are not reached at all.",
+		"use networkMode awsvpc in the task definition; or, for plain endpoints, set `ec2Hosts: true` in isthmus.yaml and run `isthmus ecs infra apply`, which adds ecs:DescribeContainerInstances and ec2:DescribeInstances to the discovery role."},
+	{ExternalTask, "tasks of launch type EXTERNAL are not in the mesh",
+		"they run on hosts of one's own (ECS Anywhere), in bridge or host network mode, and AWS tells no address of these hosts.",
+		"run them on Fargate or EC2; or write a WorkloadEntry with the address of the host by hand, without the controller's labels."},
 	{DeletionHeld, "a change that would remove many workloads is held back",
 		"the new picture of the account lacks more workloads than deletionLimitPercent allows at once, which is more often a fault than an intention.",
 		"if it is intended, set the annotation isthmus.dev/allow-deletions=ACCOUNT on the ConfigMap isthmus-controller in istio-system, or raise deletionLimitPercent."},
@@ -213,7 +219,7 @@ var catalogue = [...]Entry{
 		"each proof buys one token; this one was seen already.",
 		"nothing, if it was a network retry: ztunnel signs a fresh request; otherwise find out who copied it."},
 	{ProofRefused, "AWS STS did not confirm the signature",
-		"the signature does not belong to this request: other audience, other nonce, other region, expired or foreign credentials.",
+		"the signature does not belong to this request: other audience, other key, other region, expired or foreign credentials.",
 		"check that ISTHMUS_AUDIENCE of the task and the broker's audience (the trust domain) are equal, and AWS_REGION."},
 	{STSUnreachable, "the broker cannot reach AWS STS",
 		"network, DNS or STS itself is down.",
@@ -249,7 +255,7 @@ var catalogue = [...]Entry{
 		"its annotation ecs.solo.io/role-arn names another account or role than the one that signed.",
 		"correct the annotation, or the task definition's taskRoleArn, or the tag ecs.solo.io/service-account."},
 	{DiscoveryUnavailable, "the broker cannot tell tasks apart right now",
-		"ECS does not answer and the task is in no complete sweep yet.",
+		"ECS does not answer, and the task is in no complete sweep yet or the last one is older than the controller's --lookup-max-age.",
 		"nothing at the task: ztunnel retries; read the controller's log for the failing ECS call."},
 	{SourceRateLimited, "too many requests from one address",
 		"the address asked for more tokens than its share.",
@@ -263,9 +269,6 @@ var catalogue = [...]Entry{
 	{TokenNotIssued, "Kubernetes did not issue the token",
 		"the API server refused or did not answer the TokenRequest, or the per-task Secret could not be made.",
 		"check the controller's rights on serviceaccounts/token and secrets (`isthmus install --dry-run`) and the API server."},
-	{BrokerNotReady, "the broker is starting",
-		"it has no certificate yet, or discovery has not started.",
-		"nothing: ztunnel retries."},
 	{GatewayListenerRefused, "a listener of the Gateway is not supported",
 		"class istio-eastwest serves HBONE (15008) and TLS with mode Passthrough.",
 		"correct the listener's protocol, or use another class."},
@@ -275,6 +278,30 @@ var catalogue = [...]Entry{
 	{GatewayNamespaceRefused, "gateways of class istio-eastwest are served only in the system namespace",
 		"the Gateway is in another namespace than istiod; the controller has no rights to run workloads there.",
 		"move the Gateway to istio-system."},
+	{WebIdentityOff, "web identity tokens of the account are not accepted",
+		"webIdentity is not enabled for the account, or the token is of another issuer than the one pinned there.",
+		"let ztunnel use the default proof (add-service without --proof), or set webIdentity.enabled and webIdentity.issuer of the account: aws iam get-outbound-web-identity-federation-info"},
+	{WebTokenMalformed, "the web identity token has not the form of one of AWS",
+		"it is no JWT in compact form, uses another algorithm than RS256 and ES384, or lacks a claim that AWS always gives.",
+		"use the ztunnel image of the same release as the controller; if AWS changed its tokens, use the default proof."},
+	{WebTokenExpired, "the web identity token is not valid now",
+		"it has expired, is from the future, or was given a longer life than five minutes; the clocks of AWS and the broker may differ by one minute.",
+		"correct the controller's clock; the answer carries the broker's time."},
+	{WebTokenForeign, "the web identity token is meant for somebody else",
+		"its audience is not this mesh and the key of this request.",
+		"check that ISTHMUS_AUDIENCE of the task and the broker's audience (the trust domain) are equal; otherwise find out who copied the token."},
+	{WebTokenForged, "the signature of the web identity token is not valid",
+		"no key that the account's issuer publishes made it.",
+		"find out who sends it; if AWS has just changed its keys, ztunnel's next attempt succeeds."},
+	{WebTokenSubject, "the web identity token is not of a task's role",
+		"its subject is not a role of the pinned account, or its claims say that a person, a function or an instance uses the role.",
+		"run ztunnel in the ECS task with a task role, and restrict the role's trust policy to ecs-tasks.amazonaws.com."},
+	{IssuerKeysUnknown, "the broker does not have the keys of the account's issuer",
+		"the issuer cannot be reached, or what it answers is not a key set of AWS.",
+		"check the controller's way to the issuer's host (https, port 443); ztunnel retries by itself."},
+	{RoleAmbiguous, "the task's role does not say which service account it is",
+		"a web identity token names only the role, and other tasks or services of the account have the same role and another service account, or none.",
+		"use the default proof (add-service without --proof), or give each service account a task role of its own."},
 
 	{ConfigInvalid, "the configuration is not valid",
 		"a field is unknown, missing or has a value that cannot be used.",
@@ -348,9 +375,6 @@ var catalogue = [...]Entry{
 	{RolloutUnmanaged, "the service is not rolled over by ECS",
 		"its deployment controller is CODE_DEPLOY or EXTERNAL, which alone may change its task definition.",
 		"enrol the task definition where it is made, with `isthmus ecs render`, and deploy it as usual."},
-	{UsageInvalid, "the command line is not valid",
-		"a flag or argument is unknown or missing.",
-		"add --help to the command."},
 	{CloudUnreachable, "the AWS API does not answer",
 		"no credentials, a wrong region, or no network.",
 		"check `aws sts get-caller-identity`; in the lab: eval \"$(isthmus lab env)\""},
@@ -372,6 +396,9 @@ var catalogue = [...]Entry{
 	{EKSClusterMissing, "the EKS cluster is not in this account and region",
 		"the region, the profile or clusterName is not the one in which the EKS cluster was made.",
 		"check `aws eks list-clusters`, then choose with --region, --profile or clusterName; to make one: isthmus eks manifest | eksctl create cluster -f -"},
+	{WhyUnanswered, "the proxy cannot say whether the connection would pass",
+		"it does not know the source or the destination: a wrong name, a service without that port, or a task that discovery has not seen yet.",
+		"look what it knows: isthmus ztunnel-config services, isthmus ztunnel-config workloads"},
 
 	{LabNotRunning, "the lab is not running",
 		"no lab was started from this state directory, or it has ended.",
@@ -388,9 +415,6 @@ var catalogue = [...]Entry{
 	{LabComponentFailed, "a component of the lab ended or did not start",
 		"its own log says why.",
 		"isthmus lab logs COMPONENT"},
-	{LabImageUnknown, "the lab does not know the image",
-		"the lab runs programs of this machine in place of images and has none for this name.",
-		"use one of the images that `isthmus lab images` lists."},
 	{LabPlatform, "the lab needs Linux",
 		"it is made of Linux namespaces.",
 		"run it in a Linux machine or virtual machine; everything else of the command line works here."},

@@ -1,9 +1,11 @@
 package discovery
 
 import (
+	"flag"
 	"fmt"
 	"maps"
 	"net/netip"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -13,6 +15,15 @@ import (
 
 	"github.com/isthmus-mesh/isthmus/internal/ecs/inventory"
 )
+
+// TestMain draws more cases than rapid does by itself, unless -rapid.checks says how many: 3,000 have found what 100 did
+// not.
+func TestMain(m *testing.M) {
+	if f := flag.Lookup("rapid.checks"); f != nil {
+		_ = f.Value.Set("3000") // a number always is one
+	}
+	os.Exit(m.Run())
+}
 
 // evolve returns the next snapshot of an account: what is not drawn to change is shared with the one before, as a
 // reflector does. Few clusters, services, hosts and addresses make the cross-cluster rules meet often.

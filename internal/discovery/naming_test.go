@@ -241,3 +241,83 @@ func TestNamesAreValid(t *testing.T) {
 		t.Error("a clean name was changed")
 	}
 }
+
+// In host mode a task is reached at its host's address, at the ports as they are.
+func TestHostModeIsAPlainEndpoint(t *testing.T) {
+	f := newFixture()
+	c := f.cluster("ecs-demo-1")
+	def := f.definition("echo", true, func(d *inventory.TaskDefinition) { d.NetworkMode = inventory.NetworkHost })
+	f.service(c, "echo-service", def)
+	on := func(host string) func(*inventory.Task) {
+		return func(x *inventory.Task) {
+			x.LaunchType, x.ContainerInstance = inventory.LaunchEC2, "arn:aws:ecs:us-east-2:123456789012:container-instance/ecs-demo-1/i"
+			x.Containers[0].Addrs, x.Containers[1].Addrs = nil, nil
+			x.HostAddr, _ = netip.ParseAddr(host)
+		}
+	}
+	f.task(c, "echo-service", def, on("10.0.5.5"))
+	noHost := f.task(c, "echo-service", def, on(""))
+	d := f.want()
+	if len(d.WorkloadEntries) != 1 {
+		t.Fatalf("%d workloads, want 1: %v", len(d.WorkloadEntries), d.Skipped)
+	}
+	w := d.WorkloadEntries[0]
+	if w.Spec.Address != "10.0.5.5" || len(w.Spec.Ports) != 0 || w.Metadata.Annotations[AnnotationHBONE] != "" {
+		t.Errorf("workload = %+v, want a plain one with the service's own ports", w)
+	}
+	if s, ok := d.Skipped[noHost.ARN]; !ok || s.Drop || !strings.Contains(s.Reason, "host") {
+		t.Errorf("skipped = %+v, %v", s, ok)
+	}
+	if len(d.Problems) != 2 || d.Problems[0].Code != diag.NetworkModePlain || !strings.Contains(d.Problems[0].Cause, "network mode host and is a plain TCP endpoint") ||
+		d.Problems[1].Object != noHost.ARN || !strings.Contains(d.Problems[1].Cause, "is not reached") || !strings.Contains(d.Problems[1].Fix, "ec2Hosts: true") {
+		t.Errorf("problems = %v", d.Problems)
+	}
+}
+
+// Launch type EXTERNAL has no address that AWS tells, and the problem says so in words of its own.
+func TestExternalTasksAreTold(t *testing.T) {
+	f := newFixture()
+	c := f.cluster("ecs-demo-1")
+	def := f.definition("echo", false, func(d *inventory.TaskDefinition) { d.NetworkMode = inventory.NetworkBridge })
+	f.service(c, "echo-service", def)
+	task := f.task(c, "echo-service", def, func(x *inventory.Task) {
+		x.LaunchType, x.ContainerInstance, x.Containers[0].Addrs = inventory.LaunchExternal, "arn:aws:ecs:us-east-2:123456789012:container-instance/ecs-demo-1/mi", nil
+	})
+	d := f.want()
+	if len(d.WorkloadEntries) != 0 || !d.Skipped[task.ARN].Drop {
+		t.Errorf("workloads = %v, skipped %v", d.WorkloadEntries, d.Skipped)
+	}
+	if len(d.Problems) != 1 || d.Problems[0].Code != diag.ExternalTask || d.Problems[0].Fix == "" || d.Problems[0].Object != task.ARN {
+		t.Errorf("problems = %v", d.Problems)
+	}
+}
+
+// A task has one address in the mesh: IPv4 where it has both, else IPv6, with mTLS like any other.
+func TestIPv6Tasks(t *testing.T) {
+	v4, v6 := netip.MustParseAddr("10.0.128.9"), netip.MustParseAddr("2001:db8:1::9")
+	for _, tt := range []struct {
+		name  string
+		addrs []netip.Addr
+		want  string
+	}{
+		{"dual stack", []netip.Addr{v6, v4}, v4.String()},
+		{"only IPv6", []netip.Addr{v6}, v6.String()},
+		{"IPv4 written as IPv6", []netip.Addr{netip.AddrFrom16(v4.As16())}, v4.String()},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			f := newFixture()
+			c := f.cluster("ecs-demo-1")
+			def := f.definition("echo", true, nil)
+			f.service(c, "echo-service", def)
+			f.task(c, "echo-service", def, func(x *inventory.Task) {
+				for i := range x.Containers {
+					x.Containers[i].Addrs = tt.addrs
+				}
+			})
+			d := f.want()
+			if len(d.WorkloadEntries) != 1 || d.WorkloadEntries[0].Spec.Address != tt.want || d.WorkloadEntries[0].Metadata.Annotations[AnnotationHBONE] != AnnotationHBONEValue {
+				t.Errorf("workloads = %+v, want one at %s with HBONE", d.WorkloadEntries, tt.want)
+			}
+		})
+	}
+}

@@ -40,7 +40,8 @@ func (w *eval) serving(v inventory.TaskView) (Skip, bool) {
 	case t.LastStatus != inventory.TaskRunning:
 		return no(false, "it is not running yet (%s)", t.LastStatus)
 	case t.LaunchType == inventory.LaunchExternal:
-		w.problem(t.ARN, diag.NetworkModePlain, "run the task on Fargate or EC2", "tasks with launch type EXTERNAL have no address that AWS knows")
+		w.problem(t.ARN, diag.ExternalTask, "run the task on Fargate or EC2, or write a WorkloadEntry for its host by hand",
+			"the task has launch type EXTERNAL (ECS Anywhere), of which AWS tells no address")
 		return no(true, "launch type EXTERNAL has no address")
 	case v.Definition == nil:
 		return no(false, "its task definition could not be read")
@@ -63,11 +64,15 @@ func (w *eval) serving(v inventory.TaskView) (Skip, bool) {
 	return Skip{}, true
 }
 
+// stopCause says why ECS stops a task, in ECS's words: the code of the cause, and its text.
 func stopCause(t *inventory.Task) string {
-	if t.StoppedReason == "" {
-		return ""
+	var out string
+	for _, s := range []string{t.StopCode, t.StoppedReason} {
+		if s != "" {
+			out += ": " + s
+		}
 	}
-	return ": " + t.StoppedReason
+	return out
 }
 
 // proxyDefinition returns the definition of the container that is our proxy, or nil.
@@ -105,11 +110,13 @@ func (w *eval) reach(v inventory.TaskView, svc *service) (addr netip.Addr, own b
 	if mode == inventory.NetworkAWSVPC || v.Task.ContainerInstance == "" {
 		return netip.Addr{}, false, nil, Skip{Reason: "it has no address yet"}
 	}
-	w.problem(v.Task.ARN, diag.NetworkModePlain, "use network mode awsvpc to give the task its own address and identity",
-		"the task uses network mode %s and is a plain TCP endpoint: it shares its host's address and has no identity", orBridge(mode))
 	if !v.Task.HostAddr.IsValid() {
+		w.problem(v.Task.ARN, diag.NetworkModePlain, "use network mode awsvpc, or let discovery read EC2 hosts: ec2Hosts: true in isthmus.yaml, then isthmus ecs infra apply",
+			"the task uses network mode %s and is not reached: the address of its host is not known", orBridge(mode))
 		return netip.Addr{}, false, nil, Skip{Reason: "the address of its host is not known"}
 	}
+	w.problem(v.Task.ARN, diag.NetworkModePlain, "use network mode awsvpc to give the task its own address and identity",
+		"the task uses network mode %s and is a plain TCP endpoint: it shares its host's address and has no identity", orBridge(mode))
 	if mode == inventory.NetworkHost || svc == nil {
 		return v.Task.HostAddr, false, nil, Skip{}
 	}

@@ -43,6 +43,8 @@ type View interface {
 type Metrics interface {
 	DNSRequest(queryType, protocol, canonicalName, canonicalRevision string)
 	DNSUpstream(queryType, protocol, canonicalName, canonicalRevision string, took time.Duration, err error)
+	// LimitReached counts a question that a named limit refused.
+	LimitReached(limit string)
 }
 
 // Config configures a Resolver.
@@ -90,7 +92,7 @@ func New(cfg Config) (*Resolver, error) {
 		cfg.UpstreamTimeout = 5 * time.Second
 	}
 	if cfg.MaxForwards == 0 {
-		cfg.MaxForwards = 512
+		cfg.MaxForwards = defaultMaxForwards
 	}
 	if cfg.Dial == nil {
 		cfg.Dial = (&net.Dialer{}).DialContext
@@ -105,6 +107,14 @@ type noMetrics struct{}
 
 func (noMetrics) DNSRequest(_, _, _, _ string)                            {}
 func (noMetrics) DNSUpstream(_, _, _, _ string, _ time.Duration, _ error) {}
+func (noMetrics) LimitReached(string)                                     {}
+
+// Limits of a Resolver and a Server.
+const (
+	defaultMaxForwards = 512  // questions forwarded at once
+	defaultMaxQueries  = 1024 // questions in flight at once
+	maxTCPQueries      = 128  // on one TCP connection
+)
 
 // Answer is what the mesh knows about a name.
 type Answer struct {

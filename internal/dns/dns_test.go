@@ -341,9 +341,10 @@ func TestResolve(t *testing.T) {
 }
 
 func TestForwardIsBounded(t *testing.T) {
+	m := &counted{}
 	release := make(chan struct{})
 	up := startUpstream(t, func(w mdns.ResponseWriter, q *mdns.Msg) { <-release; upstreamAnswer(w, q) })
-	r := newResolver(t, func(c *Config) { c.Upstreams = []netip.AddrPort{up}; c.MaxForwards = 1 })
+	r := newResolver(t, func(c *Config) { c.Upstreams = []netip.AddrPort{up}; c.MaxForwards = 1; c.Metrics = m })
 	done := make(chan error, 1)
 	q := new(mdns.Msg).SetQuestion("example.com.", mdns.TypeA)
 	go func() { _, err := r.Forward(context.Background(), client(), q, "udp"); done <- err }()
@@ -356,6 +357,9 @@ func TestForwardIsBounded(t *testing.T) {
 	}
 	if _, err := r.Forward(t.Context(), client(), q, "udp"); !errors.Is(err, ErrBusy) {
 		t.Errorf("second question = %v, want ErrBusy", err)
+	}
+	if got := m.reached(); got != "dns-forwards" {
+		t.Errorf("limits reached: %q", got)
 	}
 	close(release)
 	if err := <-done; err != nil {

@@ -31,6 +31,7 @@ func (r *Resolver) Forward(ctx context.Context, client *mesh.Workload, q *mdns.M
 	case r.forwards <- struct{}{}:
 		defer func() { <-r.forwards }()
 	default:
+		r.cfg.Metrics.LimitReached("dns-forwards")
 		return nil, ErrBusy
 	}
 	var name, revision string

@@ -41,7 +41,7 @@ func NewServer(cfg ServerConfig) (*Server, error) {
 		return nil, errors.New("dns: ServerConfig.Resolver is required")
 	}
 	if cfg.MaxQueries == 0 {
-		cfg.MaxQueries = 1024
+		cfg.MaxQueries = defaultMaxQueries
 	}
 	return &Server{cfg: cfg, r: cfg.Resolver, queries: make(chan struct{}, cfg.MaxQueries)}, nil
 }
@@ -54,7 +54,7 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 	for _, l := range s.cfg.Listeners {
 		servers = append(servers, &mdns.Server{Listener: l, Handler: s.handler(ctx, "tcp"), ReadTimeout: tcpTimeout,
-			WriteTimeout: tcpTimeout, IdleTimeout: func() time.Duration { return tcpTimeout }, MaxTCPQueries: 128})
+			WriteTimeout: tcpTimeout, IdleTimeout: func() time.Duration { return tcpTimeout }, MaxTCPQueries: maxTCPQueries})
 	}
 	errs := make([]error, len(servers))
 	var wg sync.WaitGroup
@@ -93,6 +93,7 @@ func (s *Server) handler(ctx context.Context, protocol string) mdns.Handler {
 		case s.queries <- struct{}{}:
 			defer func() { <-s.queries }()
 		default:
+			s.r.cfg.Metrics.LimitReached("dns-queries")
 			_ = w.WriteMsg(refuse(q, mdns.RcodeServerFailure))
 			return
 		}

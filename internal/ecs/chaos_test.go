@@ -1,8 +1,10 @@
 package ecs
 
 import (
+	"flag"
 	"fmt"
 	"log/slog"
+	"os"
 	"slices"
 	"testing"
 	"time"
@@ -15,6 +17,15 @@ import (
 	"github.com/isthmus-mesh/isthmus/internal/ecs/inventory"
 	"github.com/isthmus-mesh/isthmus/internal/plan"
 )
+
+// TestMain draws more cases than rapid does by itself, unless -rapid.checks says how many: these cost a hundredth of a
+// second each.
+func TestMain(m *testing.M) {
+	if f := flag.Lookup("rapid.checks"); f != nil {
+		_ = f.Value.Set("1000") // a number always is one
+	}
+	os.Exit(m.Run())
+}
 
 // chaos is an account in which anything may happen, and a controller that may be killed at any time.
 type chaos struct {

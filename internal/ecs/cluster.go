@@ -66,6 +66,7 @@ func (c *clusterSweep) run(ctx context.Context) *clusterResult {
 	v := c.result()
 	if v.Complete, v.Err = res.err == nil, res.err; v.Complete {
 		v.CompleteSweeps++
+		v.ReadAt = c.cfg.Now()
 	}
 	res.view = v
 	return res

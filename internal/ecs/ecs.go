@@ -66,6 +66,9 @@ type Config struct {
 	HotInterval time.Duration
 	// Jitter is the share by which an interval varies at random; 0 means 0.2, negative means none.
 	Jitter float64
+	// LookupMaxAge is how long after the last complete look at a cluster Lookup still answers from it while ECS cannot
+	// be asked; 0 means 24 h.
+	LookupMaxAge time.Duration
 	// Parallel is how many calls may be in flight; 0 means 4.
 	Parallel int
 	Log      *slog.Logger // required

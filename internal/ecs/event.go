@@ -16,6 +16,8 @@ type Hint struct {
 	Cluster string // ARN
 	// Task is the ARN of the task that changed; "" for a service or the whole cluster.
 	Task string
+	// Instance is the ARN of a container instance that takes no more tasks; "" for none. Its tasks will be told to stop.
+	Instance string
 	// Version is the task's version according to the event; 0 is unknown.
 	Version int64
 }
@@ -28,6 +30,7 @@ const (
 	eventTask       = "ECS Task State Change"
 	eventService    = "ECS Service Action"
 	eventDeployment = "ECS Deployment State Change"
+	eventInstance   = "ECS Container Instance State Change"
 )
 
 // ParseEvent reads an EventBridge event of Amazon ECS as it comes out of an SQS queue, and tells what it hints at. It
@@ -44,9 +47,11 @@ func ParseEvent(body []byte) (Hint, error) {
 		Region     string   `json:"region"`
 		Resources  []string `json:"resources"`
 		Detail     struct {
-			TaskARN    string      `json:"taskArn"`
-			ClusterARN string      `json:"clusterArn"`
-			Version    json.Number `json:"version"`
+			TaskARN     string      `json:"taskArn"`
+			ClusterARN  string      `json:"clusterArn"`
+			Version     json.Number `json:"version"`
+			InstanceARN string      `json:"containerInstanceArn"`
+			Status      string      `json:"status"` // of a container instance
 		} `json:"detail"`
 	}
 	if err := json.Unmarshal(body, &e); err != nil {
@@ -59,6 +64,12 @@ func ParseEvent(body []byte) (Hint, error) {
 	switch e.DetailType {
 	case eventTask:
 		about = e.Detail.TaskARN
+	case eventInstance:
+		// One comes whenever a task starts or stops on an instance; only the end of an instance is news here.
+		if e.Detail.Status == "ACTIVE" || e.Detail.Status == "REGISTERING" {
+			return Hint{}, fmt.Errorf("parse event: an instance that is %s says nothing here", e.Detail.Status)
+		}
+		about = e.Detail.InstanceARN
 	case eventService, eventDeployment:
 		if len(e.Resources) > 0 {
 			about = e.Resources[0]
@@ -80,7 +91,13 @@ func ParseEvent(body []byte) (Hint, error) {
 	if h.Cluster == "" || inventory.ClusterARNOf(about) != "" && inventory.ClusterARNOf(about) != h.Cluster {
 		return Hint{}, errors.New("parse event: it does not say of which cluster it is")
 	}
-	if e.DetailType == eventTask {
+	switch e.DetailType {
+	case eventInstance:
+		if !strings.HasPrefix(arn.Resource, "container-instance/") {
+			return Hint{}, fmt.Errorf("parse event: %.128q is not a container instance", about)
+		}
+		h.Instance = about
+	case eventTask:
 		if !strings.HasPrefix(arn.Resource, "task/") {
 			return Hint{}, fmt.Errorf("parse event: %.128q is not a task", about)
 		}

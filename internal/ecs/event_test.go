@@ -29,6 +29,15 @@ const taskEvent = `{"version":"0","id":"9bcdac79-b31f-4d3d-9410-fbd727c29fab","d
 "createdAt":"2026-11-06T16:39:59.409Z","desiredStatus":"RUNNING","group":"service:web","lastStatus":"RUNNING","overrides":{"containerOverrides":[{"name":"app"}]},
 "startedBy":"ecs-svc/1","taskArn":"` + eventTaskARN + `","taskDefinitionArn":"arn:aws:ecs:us-west-2:` + eventAccount + `:task-definition/web:1","version":4}}`
 
+const eventInstanceARN = "arn:aws:ecs:us-west-2:" + eventAccount + ":container-instance/shop/f00d"
+
+// instanceEvent is what ECS says when its agent has put an instance of which EC2 takes the capacity back to draining.
+func instanceEvent(status string) string {
+	return `{"version":"0","detail-type":"ECS Container Instance State Change","source":"aws.ecs","account":"` + eventAccount + `","region":"us-west-2",
+		"detail":{"containerInstanceArn":"` + eventInstanceARN + `","clusterArn":"` + eventCluster + `","ec2InstanceId":"i-1","status":"` + status + `","agentConnected":true,
+		"runningTasksCount":3,"version":18,"versionInfo":{"agentVersion":"1.99.0"}}}`
+}
+
 func TestParseEvent(t *testing.T) {
 	service := func(kind, detail string) string {
 		return `{"version":"0","detail-type":"` + kind + `","source":"aws.ecs","account":"` + eventAccount + `","region":"us-west-2",
@@ -46,7 +55,11 @@ func TestParseEvent(t *testing.T) {
 		{"deployment", service("ECS Deployment State Change", `"eventType":"INFO","eventName":"SERVICE_DEPLOYMENT_COMPLETED","deploymentId":"ecs-svc/1"`), ofCluster, ""},
 		{"no json", "hello", Hint{}, "parse event"},
 		{"another source", strings.Replace(taskEvent, "aws.ecs", "aws.ec2", 1), Hint{}, `source "aws.ec2" is not aws.ecs`},
-		{"another kind", strings.Replace(taskEvent, "ECS Task State Change", "ECS Container Instance State Change", 1), Hint{}, "says nothing here"},
+		{"another kind", strings.Replace(taskEvent, "ECS Task State Change", "ECS Service Deployment Hook State Change", 1), Hint{}, "says nothing here"},
+		{"instance draining", instanceEvent("DRAINING"), Hint{Account: eventAccount, Region: "us-west-2", Cluster: eventCluster, Instance: eventInstanceARN}, ""},
+		{"instance deregistered", instanceEvent("INACTIVE"), Hint{Account: eventAccount, Region: "us-west-2", Cluster: eventCluster, Instance: eventInstanceARN}, ""},
+		{"instance with one task more", instanceEvent("ACTIVE"), Hint{}, "says nothing here"},
+		{"a task for an instance", strings.Replace(instanceEvent("DRAINING"), eventInstanceARN, eventTaskARN, 1), Hint{}, "is not a container instance"},
 		{"another account", strings.Replace(taskEvent, `"account":"`+eventAccount, `"account":"999999999999`, 1), Hint{}, "is not of account"},
 		{"another region", strings.Replace(taskEvent, `"region":"us-west-2"`, `"region":"eu-west-1"`, 1), Hint{}, "is not of account"},
 		{"another cluster", strings.Replace(taskEvent, `"clusterArn":"`+eventCluster, `"clusterArn":"`+eventCluster+"2", 1), Hint{}, "of which cluster"},
@@ -209,6 +222,57 @@ func TestHintsThatFailLeaveItToTheSweep(t *testing.T) {
 		snap := k.r.Snapshot()
 		if c := snap.Clusters[k.cluster]; !c.Complete || !snap.Complete || !c.Tasks[arn].Stopping() {
 			t.Errorf("complete %v and %v, stopping %v; want all true", c.Complete, snap.Complete, c.Tasks[arn].Stopping())
+		}
+	})
+}
+
+// A spot interruption on EC2: the instance drains, of which only its own tasks are read again; each of them serves until
+// ECS wants that very task stopped, and is followed to its end.
+func TestDrainingInstanceMakesItsTasksBeReadAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := newKeyed(t)
+		instance := "arn:aws:ecs:us-east-2:123456789012:container-instance/ecs-demo-1/f00d"
+		var on []string
+		for i := range 30 {
+			arn := k.RunTask(k.cluster, "web", k.def)
+			if i < 3 {
+				k.Edit(arn, func(x *inventory.Task) { x.LaunchType, x.ContainerInstance = inventory.LaunchEC2, instance })
+				on = append(on, arn)
+			}
+		}
+		go func() { _ = k.r.Run(t.Context()) }()
+		synctest.Wait()
+		settle := func() { time.Sleep(2 * time.Second); synctest.Wait() } // virtual
+		drains := func() { k.r.Hint(Hint{Account: k.Account, Region: k.Region, Cluster: k.cluster, Instance: instance}) }
+		task := func(arn string) *Task { return k.r.Snapshot().Clusters[k.cluster].Tasks[arn] }
+
+		before := k.CallCount("")
+		drains()
+		settle()
+		if n := k.CallCount("") - before; n != 1 {
+			t.Errorf("%d calls, want one DescribeTasks", n)
+		}
+		for _, arn := range on {
+			if task(arn).Stopping() {
+				t.Error("a task stops, though ECS only drains its instance")
+			}
+		}
+		k.Edit(on[0], func(x *inventory.Task) {
+			x.DesiredStatus, x.StopCode, x.StoppedReason = inventory.TaskStopped, "SpotInterruption", "Host EC2 (instance i-1) stopped."
+		})
+		drains()
+		settle()
+		if x := task(on[0]); !x.Stopping() || x.LastStatus != inventory.TaskRunning || x.StopCode != "SpotInterruption" {
+			t.Errorf("the interrupted task = %+v, want it RUNNING and to be stopped", x)
+		}
+		if task(on[1]).Stopping() {
+			t.Error("its neighbour stops as well")
+		}
+		before = k.CallCount("")
+		k.r.Hint(Hint{Account: k.Account, Region: k.Region, Cluster: k.cluster, Instance: instance + "0"})
+		settle()
+		if n := k.CallCount("") - before; n != 0 {
+			t.Errorf("%d calls for an instance without tasks", n)
 		}
 	})
 }

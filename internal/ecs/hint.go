@@ -26,8 +26,9 @@ type hinted struct {
 	tries   int
 }
 
-// Hint makes Run read again soon what an event is about, and nothing else: the one task, or the services of the cluster.
-// It never blocks. What is known already in that version, or a newer one, is not read again, so that events which come
+// Hint makes Run read again soon what an event is about, and nothing else: the one task, the tasks of the one container
+// instance, or the services of the cluster. A task of an instance that drains (a spot interruption, for one) goes on
+// serving until ECS wants that very task stopped: before that its replacement may not run yet. It never blocks. What is known already in that version, or a newer one, is not read again, so that events which come
 // twice or out of order cost nothing. Hints about clusters that are not opted in are dropped.
 func (r *Reflector) Hint(h Hint) {
 	snap := r.Snapshot()
@@ -38,8 +39,22 @@ func (r *Reflector) Hint(h Hint) {
 	if t := c.Tasks[h.Task]; h.Task != "" && h.Version > 0 && (t != nil && t.Version >= h.Version || t == nil && snap.Gone[h.Task].Positive()) {
 		return
 	}
+	about := []string{h.Task}
+	if h.Instance != "" {
+		about = nil
+		for arn, t := range c.Tasks {
+			if t.ContainerInstance == h.Instance && !t.Stopping() {
+				about = append(about, arn)
+			}
+		}
+		if len(about) == 0 {
+			return
+		}
+	}
 	r.mu.Lock()
-	r.addHint(h.Cluster, h.Task, hinted{version: h.Version})
+	for _, task := range about {
+		r.addHint(h.Cluster, task, hinted{version: h.Version})
+	}
 	r.mu.Unlock()
 	select {
 	case r.hinted <- struct{}{}:

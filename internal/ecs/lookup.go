@@ -14,13 +14,21 @@ var taskID = regexp.MustCompile(`^[0-9a-f]{32}$|^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0
 // Lookup returns the task with the given id, from the latest snapshot, else by asking ECS at once in each opted-in
 // cluster: a task that has just started asks for its identity before a sweep can have seen it. Such questions are
 // limited in rate, and an id that was not found is not asked for again for a short while.
+//
+// The snapshot answers as long as the last complete look at the task's cluster is not older than Config.LookupMaxAge.
+// When ECS is down for longer, nothing is answered from memory: a task that is remembered as running may have ended.
 func (r *Reflector) Lookup(ctx context.Context, id string) (inventory.TaskView, error) {
 	if !taskID.MatchString(id) {
 		return inventory.TaskView{}, fmt.Errorf("task id %q: %w", id, ErrTaskNotFound)
 	}
 	snap := r.Snapshot()
+	old := ""
 	if v, ok := snap.FindTask(id); ok && v.Definition != nil && (v.Service != nil || v.Task.ServiceName() == "") {
-		return v, nil
+		age := r.cfg.Now().Sub(snap.Clusters[v.Cluster.ARN].ReadAt)
+		if age <= r.cfg.LookupMaxAge {
+			return v, nil
+		}
+		old = fmt.Sprintf(", and what is known of it is older than %v", r.cfg.LookupMaxAge)
 	}
 	if snap.Sweeps == 0 || snap.CompleteSweeps == 0 && len(snap.Clusters) == 0 {
 		return inventory.TaskView{}, ErrNotReady
@@ -37,7 +45,7 @@ func (r *Reflector) Lookup(ctx context.Context, id string) (inventory.TaskView, 
 			continue
 		}
 		if err != nil {
-			return inventory.TaskView{}, fmt.Errorf("look up task %s: %w", id, err)
+			return inventory.TaskView{}, fmt.Errorf("look up task %s: %w%s", id, err, old)
 		}
 		if len(found) > 0 {
 			r.Kick()

@@ -2,6 +2,7 @@ package ecs
 
 import (
 	"errors"
+	"strings"
 	"testing"
 	"time"
 
@@ -101,5 +102,34 @@ func TestLookupWhileECSIsDown(t *testing.T) {
 	w.sweep()
 	if _, err := w.refl.Lookup(t.Context(), inventory.LastPart(task)); err != nil {
 		t.Errorf("Lookup = %v", err)
+	}
+}
+
+// TestLookupAgeIsBounded: an outage of ECS is survived with what is known, until that is too old to be believed.
+func TestLookupAgeIsBounded(t *testing.T) {
+	w := newWorld(t)
+	c := w.aws.AddCluster("ecs-demo-1", optedIn)
+	id := inventory.LastPart(w.aws.RunTask(c, "", w.def))
+	w.mustSweep()
+	calls := w.aws.CallCount("DescribeTasks")
+	for _, op := range []string{"ListClusters", "ListTasks", "ListServices", "DescribeTasks", "DescribeServices"} {
+		w.aws.Break(op, "", awsfake.ErrThrottled)
+	}
+	w.now = w.now.Add(24 * time.Hour)
+	w.sweep() // fails, and makes nothing younger
+	w.now = w.now.Add(-10 * time.Minute)
+	if _, err := w.refl.Lookup(t.Context(), id); err != nil {
+		t.Errorf("Lookup 24 h into an outage = %v", err)
+	}
+	if got := w.aws.CallCount("DescribeTasks"); got != calls {
+		t.Errorf("ECS was asked %d times for what is known", got-calls)
+	}
+	w.now = w.now.Add(time.Second)
+	if _, err := w.refl.Lookup(t.Context(), id); err == nil || errors.Is(err, ErrTaskNotFound) || !strings.Contains(err.Error(), "older than 24h") {
+		t.Errorf("Lookup after more than 24 h = %v, want an error that says how old", err)
+	}
+	w.aws.Mend()
+	if _, err := w.refl.Lookup(t.Context(), id); err != nil {
+		t.Errorf("Lookup when ECS is back, before a sweep = %v", err)
 	}
 }

@@ -22,6 +22,7 @@ const (
 	defaultHotInterval  = 2 * time.Second
 	defaultJitter       = 0.2
 	defaultParallel     = 4
+	defaultLookupMaxAge = 24 * time.Hour
 	defaultOptInTag     = "ecs.solo.io/discovery-enabled"
 
 	hotFor         = 15 * time.Minute       // how long a task may take to start before nobody hurries for it
@@ -98,6 +99,9 @@ func New(cfg Config) (*Reflector, error) {
 	}
 	if cfg.Jitter < 0 {
 		cfg.Jitter = 0
+	}
+	if cfg.LookupMaxAge <= 0 {
+		cfg.LookupMaxAge = defaultLookupMaxAge
 	}
 	if cfg.Parallel <= 0 {
 		cfg.Parallel = defaultParallel

@@ -4,6 +4,10 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
+	"slices"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -120,6 +124,77 @@ func TestBackoff(t *testing.T) {
 			t.Errorf("backoff(%d) = %v, want %v", n, got, want)
 		}
 	}
+}
+
+// Accounts that start in the same moment soon sweep at different ones, so that neither the API server, nor STS, nor the
+// controller has work for all of them at once. Within an account a few clusters are read at a time.
+func TestJitterSpreadsSweepsOverAccounts(t *testing.T) {
+	const accounts, minutes = 60, 10
+	busiest := func(jitter float64) int {
+		perSecond := map[int]int{}
+		synctest.Test(t, func(t *testing.T) {
+			start := time.Now()
+			var mu sync.Mutex
+			ctx, cancel := context.WithCancel(t.Context())
+			var runs sync.WaitGroup
+			for i := range accounts {
+				aws := awsfake.New(fmt.Sprintf("%012d", i+1), "us-east-2")
+				aws.AddCluster("ecs-demo-1", optedIn)
+				reader := aws.Limited(func(_ context.Context, op string) error {
+					if at := time.Since(start); op == "ListTasks" && at > (minutes-1)*time.Minute {
+						mu.Lock()
+						perSecond[int(at/time.Second)]++
+						mu.Unlock()
+					}
+					return nil
+				})
+				r, err := New(Config{Account: aws.Account, Region: aws.Region, Source: reader, Log: slog.New(slog.DiscardHandler), Jitter: jitter})
+				if err != nil {
+					t.Fatal(err)
+				}
+				runs.Go(func() { _ = r.Run(ctx) })
+			}
+			time.Sleep(minutes * time.Minute) // virtual
+			cancel()
+			runs.Wait()
+		})
+		return slices.Max(slices.Collect(maps.Values(perSecond)))
+	}
+	if n := busiest(-1); n != accounts {
+		t.Errorf("without jitter %d of %d accounts were read in the busiest second of the last minute, want all", n, accounts)
+	}
+	if n := busiest(0); n > accounts/2 { // six on the average
+		t.Errorf("%d of %d accounts were read in the busiest second of the last minute", n, accounts)
+	}
+}
+
+// However many clusters an account has, few of them are read at a time.
+func TestClustersAreReadAFewAtATime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		aws := awsfake.New("123456789012", "us-east-2")
+		for i := range 50 {
+			aws.AddCluster(fmt.Sprint("c", i), optedIn)
+		}
+		var now, most atomic.Int32
+		reader := aws.Limited(func(context.Context, string) error {
+			n := now.Add(1)
+			for old := most.Load(); n > old && !most.CompareAndSwap(old, n); old = most.Load() {
+			}
+			time.Sleep(100 * time.Millisecond) // virtual
+			now.Add(-1)
+			return nil
+		})
+		r, err := New(Config{Account: "123456789012", Region: "us-east-2", Source: reader, Log: slog.New(slog.DiscardHandler)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := r.Sweep(t.Context(), true); err != nil {
+			t.Fatal(err)
+		}
+		if got := most.Load(); got != defaultParallel {
+			t.Errorf("%d calls at once, want %d", got, defaultParallel)
+		}
+	})
 }
 
 // Memory and time of a sweep over 10,000 tasks in 20 clusters, of which nothing changed.

@@ -13,6 +13,21 @@ import (
 	"github.com/isthmus-mesh/isthmus/internal/mesh"
 )
 
+// Proof says how the proxy proves the task's role to the broker.
+type Proof string
+
+// The proofs. A web identity token is taken only where the account allows it and the role is one service account.
+const (
+	ProofSignature   Proof = "signature"
+	ProofWebIdentity Proof = "web-identity"
+)
+
+// Proofs returns the proofs.
+func Proofs() []Proof { return []Proof{ProofSignature, ProofWebIdentity} }
+
+// proofVariable tells the proxy; without it the proof is a signature.
+const proofVariable = "ISTHMUS_PROOF"
+
 // proxyContainer renders the container definition of ztunnel.
 func proxyContainer(apps []map[string]any, opt Options) map[string]any {
 	gateway := "https://" + net.JoinHostPort(opt.Gateway, strconv.Itoa(int(opt.GatewayPort)))
@@ -31,6 +46,9 @@ func proxyContainer(apps []map[string]any, opt Options) map[string]any {
 		{"UNSTABLE_ENABLE_SOCKS5", strconv.FormatBool(opt.Capture != CaptureNone)}, // also for clients that were set up for it
 		{"ISTHMUS_REDIRECT", strconv.FormatBool(opt.Capture == CaptureRedirect)},
 		{"TERMINATION_GRACE_PERIOD_SECONDS", strconv.Itoa(opt.StopTimeout)},
+	}
+	if opt.Proof != ProofSignature {
+		env = append(env, [2]string{proofVariable, string(opt.Proof)})
 	}
 	vars := make([]any, 0, len(env))
 	for _, e := range env {

@@ -68,6 +68,7 @@ type Options struct {
 	Capture        Capture
 	ClientOnly     bool // a service without ports is meant
 	ProxyEnv       ProxyEnv
+	Proof          Proof
 	CPU            int // CPU units of the task that the proxy reserves; 0 means none
 	MemoryMiB      int // soft reservation; 0 means 64
 	StopTimeout    int // seconds the proxy may drain; 0 means 60
@@ -230,6 +231,7 @@ func withDefaults(o Options) Options {
 	o.TrustDomain = cmp.Or(o.TrustDomain, mesh.DefaultTrustDomain)
 	o.Capture = cmp.Or(o.Capture, CaptureSOCKS)
 	o.ProxyEnv = cmp.Or(o.ProxyEnv, ProxyEnvNone)
+	o.Proof = cmp.Or(o.Proof, ProofSignature)
 	o.GatewayPort = cmp.Or(o.GatewayPort, mesh.XDSPort)
 	o.MemoryMiB = cmp.Or(o.MemoryMiB, 64)
 	o.StopTimeout = cmp.Or(o.StopTimeout, 60)
@@ -247,6 +249,9 @@ func validate(o Options) error {
 	}
 	if !slices.Contains(ProxyEnvs(), o.ProxyEnv) {
 		return diag.Newf(diag.ProxySettingMissing, "proxy variables %q are not one of %v", o.ProxyEnv, ProxyEnvs())
+	}
+	if !slices.Contains(Proofs(), o.Proof) {
+		return diag.Newf(diag.ProxySettingMissing, "proof %q is not one of %v", o.Proof, Proofs())
 	}
 	return nil
 }

@@ -1,6 +1,7 @@
 package enrol
 
 import (
+	"cmp"
 	"net"
 	"strconv"
 )
@@ -41,6 +42,7 @@ func Read(def Definition) (opt Options, ok bool) {
 		opt.Namespace, opt.ServiceAccount = def.Tags[TagNamespace], def.Tags[TagServiceAccount]
 		was := readBefore(c)
 		opt.ProxyEnv = was.proxyEnv()
+		opt.Proof = cmp.Or(Proof(env[proofVariable]), ProofSignature)
 		opt.ClientOnly = true // whether it has ports was judged when it was enrolled
 		return opt, true
 	}

@@ -9,9 +9,10 @@ import (
 func TestReadReturnsWhatEnrolWasTold(t *testing.T) {
 	for _, capture := range Captures() {
 		want := Options{Image: "isthmus/ztunnel:dev", Gateway: "10.0.200.1", GatewayPort: 15012, RootPEM: "PEM", Namespace: "ns", ServiceAccount: "sa",
-			Network: "eks", ClusterID: "Kubernetes", TrustDomain: "cluster.local", Capture: capture, ClientOnly: true, MemoryMiB: 96, StopTimeout: 30, CPU: 32, ProxyEnv: ProxyEnvHTTP}
+			Network: "eks", ClusterID: "Kubernetes", TrustDomain: "cluster.local", Capture: capture, ClientOnly: true, MemoryMiB: 96, StopTimeout: 30, CPU: 32, ProxyEnv: ProxyEnvHTTP, Proof: ProofSignature}
 		if capture == CaptureNone {
 			want.ProxyEnv = ProxyEnvNone // there is nothing to point to
+			want.Proof = ProofWebIdentity
 		}
 		def := Definition{Task: map[string]any{"family": "f", "networkMode": "awsvpc", "taskRoleArn": "arn:aws:iam::123456789012:role/web",
 			"containerDefinitions": []any{map[string]any{"name": "web", "image": "web:1", "portMappings": []any{map[string]any{"containerPort": 80.0}}}}}}

@@ -14,13 +14,18 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/http"
+	"slices"
+	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/isthmus-mesh/isthmus/internal/hbone"
-	"github.com/isthmus-mesh/isthmus/internal/logattr"
 	"github.com/isthmus-mesh/isthmus/internal/mesh"
 	"github.com/isthmus-mesh/isthmus/internal/policy"
+	"github.com/isthmus-mesh/isthmus/internal/proxy/accept"
+	"github.com/isthmus-mesh/isthmus/internal/proxy/failover"
+	"github.com/isthmus-mesh/isthmus/internal/proxy/live"
 	"github.com/isthmus-mesh/isthmus/internal/proxy/relay"
 	"github.com/isthmus-mesh/isthmus/internal/proxy/route"
 	"github.com/isthmus-mesh/isthmus/internal/state"
@@ -38,16 +43,27 @@ type Config struct {
 	Self    *mesh.Workload // who the gateway is; telemetry, and the policies that protect it
 	Certs   func(ctx context.Context) (hbone.Certificate, error)
 
+	// Services are the hostnames, or *.SUFFIX, that tunnels may ask for; empty allows all of the network. The workload
+	// API does not say which services are global.
+	Services []string
+
 	// The following say how tunnels are accepted; see hbone.ServerConfig.
 	VerifyPeer func(path []*x509.Certificate) error
 	TLS        hbone.TLSPolicy
 	Limits     hbone.Limits
 
+	// PolicyWait is how long a tunnel waits for policies that the gateway's workload names and that have not arrived; 0
+	// means 2s. Then it is refused, or, with AllowMissingPolicies, judged without them.
+	PolicyWait           time.Duration
+	AllowMissingPolicies bool
+	EndpointWait         time.Duration // as proxy.Config's
+	LogDecisions         bool          // log each verdict of the policies at info instead of debug
+
 	// Dial makes connections to backends, by name or address; nil means a plain dialer.
 	Dial func(ctx context.Context, network, addr string) (net.Conn, error)
 
 	Grace          time.Duration // how long connections may finish after Run's context ended; 0 means 5s
-	MaxConnections int           // at once; 0 means 65,536; more are closed
+	MaxConnections int           // at once, and tunnels at once; 0 means 65,536; more are closed, and tunnels refused
 
 	Metrics *telemetry.Metrics
 	Access  *telemetry.AccessLog
@@ -59,23 +75,25 @@ const (
 	defaultMaxConnections = 65_536
 	helloTimeout          = 10 * time.Second
 	connectTimeout        = 10 * time.Second
+	setupTimeout          = 18 * time.Second // of a tunnel, until its answer: ztunnel as the client waits for 20 s
 	defaultGrace          = 5 * time.Second
 )
 
 // headerSource is how waypoints and gateways say that they have dealt with a connection.
 const headerSource = "x-istio-source"
 
-// ErrDrain ends the connections that are left when the gateway stops.
-var ErrDrain = errors.New("connection closed due to connection drain")
+var errTooManyTunnels = errors.New("too many inbound tunnels")
 
 // Gateway routes between networks.
 type Gateway struct {
-	cfg    Config
-	server *hbone.Server // nil without an HBONE listener
-	slots  chan struct{}
-
-	mu    sync.Mutex
-	pipes map[*relay.Pipe]error // guarded by mu; live connections and why they were ended, if they were
+	cfg       Config
+	server    *hbone.Server              // nil without an HBONE listener
+	slots     chan struct{}              // one token per connection that was accepted
+	tunnel    chan struct{}              // one token per tunnel, over all connections
+	serves    func(hostname string) bool // nil serves all
+	live      live.Registry
+	judge     *live.Judge         // nil without an HBONE listener
+	endpoints *failover.Endpoints // the same
 }
 
 // New returns a Gateway.
@@ -92,7 +110,10 @@ func New(cfg Config) (*Gateway, error) {
 	if cfg.MaxConnections == 0 {
 		cfg.MaxConnections = defaultMaxConnections
 	}
-	g := &Gateway{cfg: cfg, slots: make(chan struct{}, cfg.MaxConnections), pipes: map[*relay.Pipe]error{}}
+	g := &Gateway{cfg: cfg, slots: make(chan struct{}, cfg.MaxConnections), tunnel: make(chan struct{}, cfg.MaxConnections)}
+	if len(cfg.Services) > 0 {
+		g.serves = matcher(cfg.Services)
+	}
 	if cfg.Certs == nil {
 		return g, nil
 	}
@@ -102,10 +123,42 @@ func New(cfg Config) (*Gateway, error) {
 	case cfg.Self == nil:
 		return nil, errors.New("gateway: Config.Self is required")
 	}
+	if cfg.PolicyWait == 0 {
+		cfg.PolicyWait = live.DefaultPolicyWait
+	}
+	g.judge = &live.Judge{Store: cfg.Store, Live: &g.live, Wait: cfg.PolicyWait, AllowMissing: cfg.AllowMissingPolicies, LogVerdicts: cfg.LogDecisions, Log: cfg.Log,
+		Now: func(s *state.Snapshot, _ *mesh.Workload) *mesh.Workload { return g.self(s) }}
+	g.endpoints = failover.New(cfg.Store, cfg.EndpointWait, cfg.Metrics)
 	var err error
 	g.server, err = hbone.NewServer(hbone.ServerConfig{Certificate: cfg.Certs, Handler: g.serveTunnel, VerifyPeer: cfg.VerifyPeer,
 		TLS: cfg.TLS, Limits: cfg.Limits, Log: cfg.Log})
 	return g, err
+}
+
+// matcher reports the hostnames that one of the patterns is about.
+func matcher(patterns []string) func(string) bool {
+	return func(host string) bool {
+		return slices.ContainsFunc(patterns, func(p string) bool {
+			suffix, wild := strings.CutPrefix(p, "*")
+			return host == p || wild && len(host) > len(suffix) && strings.HasSuffix(host, suffix)
+		})
+	}
+}
+
+// ParseServices reads GATEWAY_SERVICES: hostnames, or *.SUFFIX, separated by commas.
+func ParseServices(s string) ([]string, error) {
+	var all []string
+	for part := range strings.SplitSeq(s, ",") {
+		part = strings.ToLower(strings.TrimSpace(part))
+		if part == "" {
+			continue
+		}
+		if !validServerName(strings.TrimPrefix(part, "*.")) {
+			return nil, fmt.Errorf("%q is not a hostname or *.SUFFIX", part)
+		}
+		all = append(all, part)
+	}
+	return all, nil
 }
 
 // Recheck asks VerifyPeer about all live tunnels again and ends those whose client it refuses now.
@@ -136,18 +189,25 @@ func (g *Gateway) Run(ctx context.Context, ls Listeners) error {
 	}
 	hard, cut := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer cut(nil)
-	var accepting, conns sync.WaitGroup
+	var background, accepting, conns sync.WaitGroup
 	errs := make([]error, len(ls.TLS)+1)
+	serve := func(i int, name string, l net.Listener, serve func(context.Context, *net.TCPConn)) {
+		loop := accept.Loop{Name: name, Listener: l, Slots: g.slots, Conns: &conns, Metrics: g.cfg.Metrics, Log: g.cfg.Log,
+			Serve: func(c *net.TCPConn) { serve(hard, c) }}
+		accepting.Go(func() { errs[i] = loop.Run(ctx) })
+	}
 	for i, l := range ls.TLS {
-		accepting.Go(func() { errs[i] = g.accept(ctx, hard, "tls", l, g.serveTLS, &conns) })
+		serve(i, "tls", l, g.serveTLS)
 	}
 	if ls.HBONE != nil {
-		accepting.Go(func() { errs[len(ls.TLS)] = g.accept(ctx, hard, "hbone", ls.HBONE, g.serveHBONE, &conns) })
+		background.Go(func() { g.judge.Watch(hard) })
+		serve(len(ls.TLS), "hbone", ls.HBONE, g.serveHBONE)
 	}
 	accepting.Wait()
 	g.drain(ctx, &conns)
-	cut(ErrDrain)
+	cut(live.ErrDrain)
 	conns.Wait()
+	background.Wait()
 	return errors.Join(errs...)
 }
 
@@ -165,84 +225,10 @@ func (g *Gateway) drain(ctx context.Context, conns *sync.WaitGroup) {
 	select {
 	case <-done:
 	case <-t.C:
-		g.endAll(ErrDrain)
+		g.live.EndAll(live.ErrDrain)
 	}
 	cutTunnels()
 	drained.Wait()
-}
-
-func (g *Gateway) endAll(cause error) {
-	g.mu.Lock()
-	var all []*relay.Pipe
-	for p := range g.pipes {
-		g.pipes[p] = cause
-		all = append(all, p)
-	}
-	g.mu.Unlock()
-	for _, p := range all {
-		p.Abort()
-	}
-}
-
-func (g *Gateway) accept(ctx, hard context.Context, name string, l net.Listener, serve func(context.Context, *net.TCPConn), conns *sync.WaitGroup) error {
-	closed := make(chan struct{})
-	stop := context.AfterFunc(ctx, func() { l.Close(); close(closed) })
-	defer func() {
-		if stop() {
-			l.Close()
-			return
-		}
-		<-closed // the port is free for a successor only when Close has returned
-	}()
-	for {
-		c, err := l.Accept()
-		if err != nil {
-			if ctx.Err() != nil {
-				return nil
-			}
-			var ne interface{ Temporary() bool }
-			if errors.As(err, &ne) && ne.Temporary() {
-				g.cfg.Log.Warn("connection could not be accepted", logattr.Listener(name), logattr.Err(err))
-				if !pause(ctx) {
-					return nil
-				}
-				continue
-			}
-			return fmt.Errorf("accept on %s: %w", l.Addr(), err)
-		}
-		tc, ok := c.(*net.TCPConn)
-		if !ok {
-			c.Close()
-			return fmt.Errorf("accept on %s: not a TCP listener", l.Addr())
-		}
-		select {
-		case g.slots <- struct{}{}:
-		default:
-			g.cfg.Metrics.LimitReached("connections")
-			relay.Abort(tc)
-			continue
-		}
-		conns.Go(func() {
-			g.cfg.Metrics.Connections(name, 1)
-			defer func() {
-				g.cfg.Metrics.Connections(name, -1)
-				<-g.slots
-			}()
-			serve(hard, tc)
-		})
-	}
-}
-
-// pause waits a moment for descriptors to become free.
-func pause(ctx context.Context) bool {
-	t := time.NewTimer(50 * time.Millisecond)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-t.C:
-		return true
-	}
 }
 
 func (g *Gateway) serveHBONE(ctx context.Context, c *net.TCPConn) {
@@ -256,15 +242,25 @@ func (g *Gateway) serveHBONE(ctx context.Context, c *net.TCPConn) {
 func (g *Gateway) serveTunnel(ctx context.Context, s *hbone.ServerStream) {
 	rec := &telemetry.Conn{
 		Reporter: telemetry.Destination, MutualTLS: true, HBONEAddr: s.Authority(), Start: time.Now(),
-		SrcAddr: addrPort(s.RemoteAddr()), DstAddr: addrPort(s.LocalAddr()),
+		SrcAddr: addrPort(s.RemoteAddr()), DstAddr: addrPort(s.LocalAddr()), Trace: live.TraceOf(s.Header()),
 	}
 	rec.Source.Identity = s.Peer()
+	select {
+	case g.tunnel <- struct{}{}:
+		defer func() { <-g.tunnel }()
+	default:
+		g.cfg.Metrics.LimitReached("tunnels")
+		g.cfg.Access.EarlyDeny(rec, errTooManyTunnels)
+		_ = s.Reject(http.StatusServiceUnavailable)
+		return
+	}
 	snap := g.cfg.Store.Snapshot()
 	source := s.Get(headerSource)
-	out, err := route.ResolveGateway(snap, route.GatewayQuery{
+	q := route.GatewayQuery{
 		Network: g.cfg.Network, Self: g.cfg.Self, Authority: s.Authority(),
-		Processed: source == "waypoint" || source == "gateway", Rand: rand.Uint64N,
-	})
+		Processed: source == "waypoint" || source == "gateway", Serves: g.serves, Rand: rand.Uint64N,
+	}
+	out, err := route.ResolveGateway(snap, q)
 	if err != nil {
 		status := http.StatusServiceUnavailable
 		if r, ok := errors.AsType[*route.Rejection](err); ok {
@@ -278,34 +274,53 @@ func (g *Gateway) serveTunnel(ctx context.Context, s *hbone.ServerStream) {
 	if out.Service != nil {
 		rec.Service, rec.ServiceName = out.Service.Key, out.Service.Name
 	}
-	g.cfg.Access.Opened(rec)
-	open := g.cfg.Metrics.Opened(rec)
-	fail := func(status int, why telemetry.Reason, err error) {
+	setup, cancel := context.WithTimeout(ctx, setupTimeout)
+	defer cancel()
+	c := &live.Conn{Ask: policy.Connection{Source: s.Peer(), SourceAddr: rec.SrcAddr, DestinationAddr: rec.DstAddr}, Dst: g.cfg.Self}
+	defer g.live.Add(c)()
+	c.OnStop(cancel)
+	report := live.Open(rec, g.cfg.Access, g.cfg.Metrics)
+	fail := func(status int, err error) {
 		_ = s.Reject(status)
-		g.cfg.Access.Closed(rec, 0, 0, why, err)
-		open.Closed(rec, why)
+		report.Failed(err)
 	}
-	ps, missing := snap.PoliciesFor(g.self(snap))
-	for _, k := range missing {
-		g.cfg.Log.Warn("policy of the gateway is not known and cannot be enforced", logattr.Policy(k))
-	}
-	if d := policy.Evaluate(ps, policy.Connection{Source: s.Peer(), SourceAddr: rec.SrcAddr, DestinationAddr: rec.DstAddr}); !d.Allowed {
-		rec.Policy = d.Policy
-		fail(http.StatusUnauthorized, telemetry.Denied, fmt.Errorf("connection closed due to policy rejection: %s", d.Reason))
+	if err := g.judge.Decide(setup, c, snap, rec); err != nil {
+		fail(http.StatusUnauthorized, err)
 		return
 	}
-	up, err := g.dial(ctx, out.Addr.String())
+	up, err := g.connect(setup, rec, q, out)
 	if err != nil {
-		fail(http.StatusServiceUnavailable, telemetry.ConnectFailure, err)
+		if ruling, cause := c.Stopped(); cause != nil {
+			rec.Policy, rec.Rule, err = ruling.Policy, ruling.Rule, cause
+		}
+		fail(http.StatusServiceUnavailable, err)
 		return
 	}
 	down, err := s.Accept(nil)
 	if err != nil {
 		relay.Abort(up)
-		fail(http.StatusServiceUnavailable, telemetry.ConnectFailure, err)
+		fail(http.StatusServiceUnavailable, err)
 		return
 	}
-	g.transfer(rec, open, &relay.Pipe{Down: down, Up: up})
+	cancel() // a context costs about 1 KiB, for hours
+	report.Transfer(c, &relay.Pipe{Down: down, Up: up})
+}
+
+// connect connects to the workload that was chosen or, if it is gone, to another of its service.
+func (g *Gateway) connect(ctx context.Context, rec *telemetry.Conn, q route.GatewayQuery, out route.Outbound) (*net.TCPConn, error) {
+	return failover.Connect(ctx, g.endpoints, out, failover.Attempt[*net.TCPConn]{
+		Connect: func(ctx context.Context, out route.Outbound) (*net.TCPConn, error) {
+			rec.Destination = telemetry.PartyOf(out.Upstream)
+			return g.dial(ctx, out.Addr.String())
+		},
+		Route: func(_ context.Context, failed []*mesh.Workload) (route.Outbound, error) {
+			q.Exclude = failed
+			return route.ResolveGateway(g.cfg.Store.Snapshot(), q)
+		},
+		Gone: func(err error, _ route.Outbound) bool {
+			return !errors.Is(err, syscall.EMFILE) && !errors.Is(err, syscall.ENFILE)
+		},
+	})
 }
 
 func (g *Gateway) dial(ctx context.Context, addr string) (*net.TCPConn, error) {
@@ -321,28 +336,4 @@ func (g *Gateway) dial(ctx context.Context, addr string) (*net.TCPConn, error) {
 		return nil, fmt.Errorf("connection failed: dial %s: not a TCP connection", addr)
 	}
 	return tc, nil
-}
-
-func (g *Gateway) transfer(rec *telemetry.Conn, open *telemetry.Open, p *relay.Pipe) {
-	open.Transfer(rec, p.Counts)
-	g.mu.Lock()
-	g.pipes[p] = nil
-	g.mu.Unlock()
-	err := p.Run()
-	g.mu.Lock()
-	if cause := g.pipes[p]; cause != nil {
-		err = cause
-	}
-	delete(g.pipes, p)
-	g.mu.Unlock()
-	why := telemetry.OK
-	switch {
-	case errors.Is(err, hbone.ErrRevoked):
-		why = telemetry.CertRevoked
-	case err != nil:
-		why = telemetry.ConnectFailure
-	}
-	sent, received := p.Counts()
-	g.cfg.Access.Closed(rec, sent, received, why, err)
-	open.Closed(rec, why)
 }

@@ -11,6 +11,7 @@ import (
 	"net"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -95,6 +96,25 @@ func TestParseRoutes(t *testing.T) {
 	for _, bad := range []string{"x", "=a:1", "a=b", "a=:1", "a=b:1,A=c:2", "a b=c:1"} {
 		if _, err := ParseRoutes(bad); err == nil {
 			t.Errorf("ParseRoutes(%q) was accepted", bad)
+		}
+	}
+}
+
+func TestParseServices(t *testing.T) {
+	got, err := ParseServices(" *.ecs.local, Echo.default.svc.cluster.local ,")
+	if err != nil || fmt.Sprint(got) != "[*.ecs.local echo.default.svc.cluster.local]" {
+		t.Fatalf("ParseServices = %v, %v", got, err)
+	}
+	serves := matcher(got)
+	for host, want := range map[string]bool{"a.ecs.local": true, "a.b.ecs.local": true, "ecs.local": false, "xecs.local": false, ".ecs.local": false,
+		"echo.default.svc.cluster.local": true, "other.default.svc.cluster.local": false} {
+		if serves(host) != want {
+			t.Errorf("%q is served: %v, want %v", host, !want, want)
+		}
+	}
+	for _, bad := range []string{"*", "a b", "a.*.b", "*x.local"} {
+		if _, err := ParseServices(bad); err == nil {
+			t.Errorf("ParseServices(%q) was accepted", bad)
 		}
 	}
 }
@@ -215,6 +235,21 @@ func TestSlowClient(t *testing.T) {
 	if b := <-got; !bytes.Equal(b, greeting) {
 		t.Error("the backend did not get the greeting as it was")
 	}
+}
+
+// A greeting that never ends, in records that are as small as can be, is refused, not buffered.
+func TestEndlessGreeting(t *testing.T) {
+	addr, log := startGateway(t, map[string]string{"x.test": "127.0.0.1:1"})
+	c, err := net.Dial("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	body := append([]byte{1, 0, 0x3f, 0}, make([]byte, 0x3f00)...) // a message of nearly 16 KiB
+	if _, err := c.Write(split(append([]byte{22, 3, 3, 0, 0}, body...), 1)); err != nil && !errors.Is(err, syscall.ECONNRESET) && !errors.Is(err, syscall.EPIPE) {
+		t.Fatal(err)
+	}
+	meshtest.Eventually(t, "the refusal in the log", func() bool { return strings.Contains(log.String(), "client hello is longer than 16384 bytes") })
 }
 
 func TestNewNamesWhatIsMissing(t *testing.T) {

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/isthmus-mesh/isthmus/internal/mesh"
+	"github.com/isthmus-mesh/isthmus/internal/proxy/live"
 	"github.com/isthmus-mesh/isthmus/internal/proxy/relay"
 	"github.com/isthmus-mesh/isthmus/internal/telemetry"
 )
@@ -40,17 +41,17 @@ func (g *Gateway) serveTLS(ctx context.Context, c *net.TCPConn) {
 	}
 	rec.Service = mesh.ServiceKey{Hostname: name}
 	rec.ServiceName, _, _ = strings.Cut(name, ".")
-	g.cfg.Access.Opened(rec)
-	open := g.cfg.Metrics.Opened(rec)
+	lc := &live.Conn{}
+	defer g.live.Add(lc)()
+	report := live.Open(rec, g.cfg.Access, g.cfg.Metrics)
 	up, err := g.dial(ctx, backend)
 	if err != nil {
 		alert(c, alertInternalError)
-		g.cfg.Access.Closed(rec, 0, 0, telemetry.ConnectFailure, err)
-		open.Closed(rec, telemetry.ConnectFailure)
+		report.Failed(err)
 		return
 	}
 	rec.DstAddr = addrPort(up.RemoteAddr())
-	g.transfer(rec, open, &relay.Pipe{Down: c, Up: up, Early: early})
+	report.Transfer(lc, &relay.Pipe{Down: c, Up: up, Early: early})
 }
 
 func (g *Gateway) refuse(rec *telemetry.Conn, c *net.TCPConn, code byte, err error) {

@@ -70,8 +70,9 @@ type conn struct {
 	streams   map[uint32]*Stream
 	handlers  int // requests whose handler has not returned
 	nextID    uint32
-	lastPeer  uint32 // highest stream the peer opened
-	err       error  // why the connection ended; set once
+	lastPeer  uint32       // highest stream the peer opened
+	err       error        // why the connection ended; set once
+	aborted   *GoAwayError // guarded by mu; set while abort says goodbye: the reason, whatever goes wrong with that
 
 	sendWindow   int64
 	peerWindow   int64 // the peer's initial stream window
@@ -170,6 +171,7 @@ func (c *conn) abort(ga *GoAwayError) {
 	c.wire.SetWriteDeadline(time.Now().Add(lingerTimeout))
 	c.mu.Lock()
 	c.ctl = appendGoAway(c.ctl, c.lastPeer, ga.Code, ga.Reason)
+	c.aborted = ga
 	c.mu.Unlock()
 	c.flushNow()
 	// Closing with bytes unread would make the kernel send a reset, which can overtake what was just sent.
@@ -186,6 +188,9 @@ func (c *conn) fail(err error) {
 	if c.err != nil {
 		c.mu.Unlock()
 		return
+	}
+	if c.aborted != nil {
+		err = c.aborted
 	}
 	c.err = err
 	c.pingTimer.Stop()

@@ -43,6 +43,12 @@ type PoolConfig struct {
 // acted on, or whose connection turned out to have died before.
 const maxAttempts = 3
 
+// defaultMaxConns is the default of PoolConfig.MaxConns.
+const defaultMaxConns = 65_536
+
+// ErrPoolFull refuses a tunnel that would need one connection more than PoolConfig.MaxConns.
+var ErrPoolFull = errors.New("connection limit of the pool reached")
+
 // Pool opens tunnels, many of them over one connection.
 type Pool struct {
 	cfg    PoolConfig
@@ -97,7 +103,7 @@ func NewPool(cfg PoolConfig) (*Pool, error) {
 	orDefault(&cfg.PingInterval, defaultPingInterval)
 	orDefault(&cfg.PingTimeout, defaultPingTimeout)
 	orDefault(&cfg.MaxStreams, assumedStreams)
-	orDefault(&cfg.MaxConns, 1<<16)
+	orDefault(&cfg.MaxConns, defaultMaxConns)
 	p := &Pool{cfg: cfg, groups: make(map[string]*group), conns: make(map[*conn]struct{})}
 	p.base, p.cancel = context.WithCancel(context.Background())
 	return p, nil
@@ -303,7 +309,7 @@ func (p *Pool) joinLocked(name string, key *Key, g *group, req *Request) (d *dia
 		}
 	}
 	if len(p.conns)+p.dials >= p.cfg.MaxConns {
-		return nil, false, fmt.Errorf("connection limit of %d reached", p.cfg.MaxConns)
+		return nil, false, fmt.Errorf("%w: %d", ErrPoolFull, p.cfg.MaxConns)
 	}
 	d = &dial{done: make(chan struct{}), waiting: 1, first: *req}
 	own := *key

@@ -105,6 +105,9 @@ func TestServesToTheLastSecond(t *testing.T) {
 		if c := mustCertificate(t, m, echo); c != first {
 			t.Error("another certificate while renewal fails")
 		}
+		if at := m.EarliestExpiry(); !at.Equal(m.States()[0].Certificate.NotAfter) {
+			t.Errorf("EarliestExpiry() = %v", at)
+		}
 		if s := m.States(); s[0].Status != identity.Available || s[0].Err == nil {
 			t.Errorf("state = %+v, want Available with the error", s[0])
 		}
@@ -118,6 +121,9 @@ func TestServesToTheLastSecond(t *testing.T) {
 		var unavailable *identity.UnavailableError
 		if !errors.As(err, &unavailable) || !strings.Contains(err.Error(), "out of order") {
 			t.Errorf("after expiry: %v, want the reason", err)
+		}
+		if at := m.EarliestExpiry(); !at.IsZero() {
+			t.Errorf("EarliestExpiry() after the end = %v, want none", at)
 		}
 		if s := m.States(); s[0].Status != identity.Unavailable || s[0].Certificate != nil {
 			t.Errorf("state = %+v, want Unavailable", s[0])
@@ -184,6 +190,7 @@ func TestBadAnswersAreRefused(t *testing.T) {
 			{"garbage", "no certificate found", answer("x", "y")},
 			{"a key", `unexpected PEM block "X"`, answer("-----BEGIN X-----\n-----END X-----\n", root)},
 			{"an endless chain", "more than 16", answer(strings.Split(strings.Repeat(root+"|", 20), "|")...)},
+			{"a bundle without end", "more than 64", answer(root, strings.Repeat(root, 65))},
 			{"other roots", "under the returned roots", signerFunc(func(ctx context.Context, csr []byte, ttl time.Duration, id mesh.Identity) ([]string, error) {
 				chain, err := ca.Sign(ctx, csr, ttl, id)
 				if err != nil {

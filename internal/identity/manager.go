@@ -80,6 +80,9 @@ type entry struct {
 	backoff  time.Duration
 }
 
+// defaultConcurrency is how many certificates are asked for at once.
+const defaultConcurrency = 8
+
 // NewManager returns a Manager that has no identities yet.
 func NewManager(cfg Config) (*Manager, error) {
 	switch {
@@ -92,7 +95,7 @@ func NewManager(cfg Config) (*Manager, error) {
 		cfg.TTL = 24 * time.Hour
 	}
 	if cfg.Concurrency == 0 {
-		cfg.Concurrency = 8
+		cfg.Concurrency = defaultConcurrency
 	}
 	if cfg.Timeout == 0 {
 		cfg.Timeout = 20 * time.Second
@@ -178,6 +181,20 @@ func (m *Manager) States() []State {
 	}
 	slices.SortFunc(states, func(a, b State) int { return strings.Compare(a.Identity.String(), b.Identity.String()) })
 	return states
+}
+
+// EarliestExpiry returns when the certificate ends that ends first; the zero time when there is none.
+func (m *Manager) EarliestExpiry() time.Time {
+	now := time.Now()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var earliest time.Time
+	for _, e := range m.entries {
+		if e.valid(now) && (earliest.IsZero() || e.cert.NotAfter.Before(earliest)) {
+			earliest = e.cert.NotAfter
+		}
+	}
+	return earliest
 }
 
 // Run gets and renews certificates until ctx ends. It returns nil, after every attempt that it started has ended.
@@ -304,8 +321,7 @@ func (m *Manager) finish(e *entry, cert *Certificate, err error) {
 	if err == nil {
 		first := e.cert == nil
 		e.cert, e.err, e.backoff = cert, nil, 0
-		half := cert.NotBefore.Add(cert.NotAfter.Sub(cert.NotBefore) / 2)
-		e.due = later(half, now.Add(minRenewDelay))
+		e.due = renewal(cert, now)
 		e.decide()
 		if first {
 			m.log.Info("certificate issued", logattr.Identity(e.id), slog.Time("expires", cert.NotAfter))
@@ -363,11 +379,14 @@ func (e *entry) decide() {
 	}
 }
 
-func later(a, b time.Time) time.Time {
-	if a.After(b) {
-		return a
+// renewal is when a new certificate is due: at half its life. If that has passed already when it comes, our clock and the
+// authority's differ by much, and the next one would be no better: then at half of what is left of it.
+func renewal(c *Certificate, now time.Time) time.Time {
+	half := c.NotBefore.Add(c.NotAfter.Sub(c.NotBefore) / 2)
+	if half.After(now.Add(minRenewDelay)) {
+		return half
 	}
-	return b
+	return now.Add(max(c.NotAfter.Sub(now)/2, minRenewDelay))
 }
 
 // spread keeps many proxies that failed together from coming back together.

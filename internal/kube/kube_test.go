@@ -274,7 +274,9 @@ func TestCacheSaysWhyItIsEmpty(t *testing.T) {
 	<-done
 }
 
-func TestTokenLivesAsLongAsItsSecret(t *testing.T) {
+// Trap 11: Kubernetes refuses a token that is bound to a Secret as soon as the Secret goes; against a real API server this
+// is in package controller (TestWithItsOwnRights).
+func TestTrap11TokenLivesAsLongAsItsSecret(t *testing.T) {
 	ctx := t.Context()
 	c := kubetest.New(t, "apiVersion: v1\nkind: ServiceAccount\nmetadata: {name: web, namespace: shop, annotations: {ecs.solo.io/role-arn: 'arn:aws:iam::1:role/x'}}\n")
 	sa, err := c.Client.ServiceAccount(ctx, "shop", "web")

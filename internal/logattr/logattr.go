@@ -92,6 +92,22 @@ func Policy(k mesh.PolicyKey) slog.Attr {
 	return slog.String("policy", k.String())
 }
 
+// TraceID is the id of the distributed trace that a connection is part of.
+func TraceID(id string) slog.Attr {
+	if id == "" {
+		return slog.Attr{}
+	}
+	return slog.String("trace_id", id)
+}
+
+// Rule is the index of the policy's rule that matched, from 0.
+func Rule(k mesh.PolicyKey, rule int) slog.Attr {
+	if k == (mesh.PolicyKey{}) || rule < 0 {
+		return slog.Attr{}
+	}
+	return slog.Int("rule", rule)
+}
+
 // Reason is the response flag of a connection that did not succeed.
 func Reason(s string) slog.Attr {
 	if s == "" || s == "-" {

@@ -32,6 +32,7 @@ type CA struct {
 	serial    int64
 	identity  mesh.Identity // of callers that do not impersonate; zero means what the request asks for
 	ttl       time.Duration
+	skew      time.Duration // of its clock
 	err       error
 	requests  []SignRequest
 	moreRoots []*x509.Certificate
@@ -100,6 +101,9 @@ func (ca *CA) SetIdentity(id mesh.Identity) { ca.locked(func() { ca.identity = i
 // SetTTL makes certificates valid for d instead of what is asked for.
 func (ca *CA) SetTTL(d time.Duration) { ca.locked(func() { ca.ttl = d }) }
 
+// SetSkew makes the CA's clock wrong by d: ahead if d is positive.
+func (ca *CA) SetSkew(d time.Duration) { ca.locked(func() { ca.skew = d }) }
+
 // SetError makes the CA refuse with err; nil makes it sign again.
 func (ca *CA) SetError(err error) { ca.locked(func() { ca.err = err }) }
 
@@ -107,6 +111,9 @@ func (ca *CA) SetError(err error) { ca.locked(func() { ca.err = err }) }
 func (ca *CA) AddRoot(root *x509.Certificate) {
 	ca.locked(func() { ca.moreRoots = append(ca.moreRoots, root) })
 }
+
+// DropRoots makes the CA hand out its own root only, as after a rotation.
+func (ca *CA) DropRoots() { ca.locked(func() { ca.moreRoots = nil }) }
 
 // Requests returns the requests so far.
 func (ca *CA) Requests() []SignRequest {
@@ -165,7 +172,7 @@ func (ca *CA) Sign(ctx context.Context, csrPEM []byte, ttl time.Duration, impers
 func (ca *CA) issue(template *x509.Certificate, key any, ttl time.Duration) ([]byte, error) {
 	ca.serial++
 	template.SerialNumber = big.NewInt(ca.serial)
-	template.NotBefore = time.Now()
+	template.NotBefore = time.Now().Add(ca.skew)
 	template.NotAfter = template.NotBefore.Add(ttl)
 	if ttl < 0 {
 		template.NotBefore = template.NotAfter.Add(-time.Hour)

@@ -118,6 +118,15 @@ func (s *Istiod) SetRaw(typeURL, name string, body []byte) {
 	s.change(func() { s.putBytes(typeURL, name, body) })
 }
 
+// Push sends a response as it is on all streams; it gets a nonce. It is for what the real istiod does not say.
+func (s *Istiod) Push(r *pb.DeltaDiscoveryResponse) {
+	s.change(func() {
+		for stream := range s.streams {
+			stream.raw = append(stream.raw, r)
+		}
+	})
+}
+
 // Remove removes resources of any type by name.
 func (s *Istiod) Remove(names ...string) {
 	s.change(func() {
@@ -151,6 +160,16 @@ func (s *Istiod) Requests() []*pb.DeltaDiscoveryRequest {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return slices.Clone(s.requests)
+}
+
+// Forget forgets what was asked so far and returns how many certificates were signed since the last time: a long test would
+// otherwise measure what this double remembers.
+func (s *Istiod) Forget() (certificates int) {
+	s.mu.Lock()
+	s.requests, s.calls = nil, nil
+	s.mu.Unlock()
+	s.CA.locked(func() { certificates, s.CA.requests = len(s.CA.requests), nil })
+	return certificates
 }
 
 // Rejections returns the messages of all rejections so far.
@@ -235,6 +254,7 @@ type adsStream struct {
 	cancel context.CancelCauseFunc
 	sent   map[string]map[string]uint64
 	nonce  int
+	raw    []*pb.DeltaDiscoveryResponse // guarded by istiod.mu; to be sent as they are
 }
 
 func (a ads) DeltaAggregatedResources(server pb.AggregatedDiscoveryService_DeltaAggregatedResourcesServer) error {
@@ -280,6 +300,9 @@ func (a ads) DeltaAggregatedResources(server pb.AggregatedDiscoveryService_Delta
 				if err := s.push(typeURL, false, nil); err != nil {
 					return err
 				}
+			}
+			if err := s.pushRaw(); err != nil {
+				return err
 			}
 		}
 	}
@@ -346,6 +369,22 @@ func (s *adsStream) push(typeURL string, first bool, claims map[string]string) e
 	s.nonce++
 	response.Nonce = fmt.Sprint(s.nonce)
 	return s.server.Send(response)
+}
+
+func (s *adsStream) pushRaw() error {
+	s.istiod.mu.Lock()
+	all := s.raw
+	s.raw = nil
+	s.istiod.mu.Unlock()
+	for _, r := range all {
+		s.nonce++
+		r = proto.CloneOf(r) // it goes to other streams too
+		r.Nonce = fmt.Sprint(s.nonce)
+		if err := s.server.Send(r); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 type authority struct {

@@ -2,6 +2,7 @@ package plan
 
 import (
 	"fmt"
+	"reflect"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -55,11 +56,17 @@ func TestPropertyIncrementalEqualsFull(t *testing.T) {
 			got := p.update(lim, s)
 			var want Changes
 			want, mem = compute(cur, mem, lim, s)
-			if diff := cmp.Diff(want, got, cmpopts.IgnoreFields(Changes{}, "Unchanged"), cmpopts.EquateErrors()); diff != "" {
-				t.Fatalf("round %d: incremental differs from full (-full +incremental):\n%s", i, diff)
+			listed := want
+			listed.Unchanged = nil               // an engine only counts them
+			if !reflect.DeepEqual(listed, got) { // ten times as fast as cmp, which finds what differs
+				if diff := cmp.Diff(listed, got, cmpopts.EquateErrors(), cmpopts.EquateEmpty()); diff != "" {
+					t.Fatalf("round %d: incremental differs from full (-full +incremental):\n%s", i, diff)
+				}
 			}
-			if diff := cmp.Diff(mem, p.plan.memory, cmpopts.EquateEmpty()); diff != "" {
-				t.Fatalf("round %d: memory differs (-full +incremental):\n%s", i, diff)
+			if !reflect.DeepEqual(mem, p.plan.memory) {
+				if diff := cmp.Diff(mem, p.plan.memory, cmpopts.EquateEmpty()); diff != "" {
+					t.Fatalf("round %d: memory differs (-full +incremental):\n%s", i, diff)
+				}
 			}
 			if want.Kept != len(want.Unchanged) {
 				t.Fatalf("%d kept, %d unchanged", want.Kept, len(want.Unchanged))

@@ -2,7 +2,9 @@ package plan
 
 import (
 	"errors"
+	"flag"
 	"fmt"
+	"os"
 	"testing"
 
 	"pgregory.net/rapid"
@@ -10,6 +12,15 @@ import (
 	"github.com/isthmus-mesh/isthmus/internal/discovery"
 	"github.com/isthmus-mesh/isthmus/internal/ecs/inventory"
 )
+
+// TestMain draws more cases than rapid does by itself, unless -rapid.checks says how many: 3,000 have found what 100 did
+// not.
+func TestMain(m *testing.M) {
+	if f := flag.Lookup("rapid.checks"); f != nil {
+		_ = f.Value.Set("3000") // a number always is one
+	}
+	os.Exit(m.Run())
+}
 
 // drawSnapshot draws any state that a reflector might publish, good or bad.
 func drawSnapshot(t *rapid.T, label string) *inventory.Snapshot {

@@ -112,21 +112,39 @@ func matchClause(c mesh.Clause, s *subject) bool {
 	return false
 }
 
-// matchMatch puts the cheap conditions first.
-func matchMatch(m *mesh.Match, s *subject) bool {
-	return !empty(m) &&
-		(len(m.DestinationPorts) == 0 || hasPort(m.DestinationPorts, s.dstPort)) &&
-		!hasPort(m.NotDestinationPorts, s.dstPort) &&
-		(len(m.Namespaces) == 0 || hasNamespace(m.Namespaces, s)) &&
-		!hasNamespace(m.NotNamespaces, s) &&
-		(len(m.ServiceAccounts) == 0 || hasServiceAccount(m.ServiceAccounts, s)) &&
-		!hasServiceAccount(m.NotServiceAccounts, s) &&
-		(len(m.Principals) == 0 || hasPrincipal(m.Principals, s)) &&
-		!hasPrincipal(m.NotPrincipals, s) &&
-		(len(m.SourceIPs) == 0 || hasAddr(m.SourceIPs, s.src)) &&
-		!hasAddr(m.NotSourceIPs, s.src) &&
-		(len(m.DestinationIPs) == 0 || hasAddr(m.DestinationIPs, s.dst)) &&
-		!hasAddr(m.NotDestinationIPs, s.dst)
+func matchMatch(m *mesh.Match, s *subject) bool { return failing(m, s) == nothing }
+
+// failing returns the first field of m that does not hold for s, or nothing if all do. The cheap ones are first.
+func failing(m *mesh.Match, s *subject) condition {
+	switch {
+	case empty(m):
+		return noFields
+	case len(m.DestinationPorts) != 0 && !hasPort(m.DestinationPorts, s.dstPort):
+		return destinationPorts
+	case hasPort(m.NotDestinationPorts, s.dstPort):
+		return notDestinationPorts
+	case len(m.Namespaces) != 0 && !hasNamespace(m.Namespaces, s):
+		return namespaces
+	case hasNamespace(m.NotNamespaces, s):
+		return notNamespaces
+	case len(m.ServiceAccounts) != 0 && !hasServiceAccount(m.ServiceAccounts, s):
+		return serviceAccounts
+	case hasServiceAccount(m.NotServiceAccounts, s):
+		return notServiceAccounts
+	case len(m.Principals) != 0 && !hasPrincipal(m.Principals, s):
+		return principals
+	case hasPrincipal(m.NotPrincipals, s):
+		return notPrincipals
+	case len(m.SourceIPs) != 0 && !hasAddr(m.SourceIPs, s.src):
+		return sourceIPs
+	case hasAddr(m.NotSourceIPs, s.src):
+		return notSourceIPs
+	case len(m.DestinationIPs) != 0 && !hasAddr(m.DestinationIPs, s.dst):
+		return destinationIPs
+	case hasAddr(m.NotDestinationIPs, s.dst):
+		return notDestinationIPs
+	}
+	return nothing
 }
 
 func empty(m *mesh.Match) bool {

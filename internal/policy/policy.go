@@ -108,3 +108,15 @@ func Evaluate(ps []*mesh.Policy, c Connection) Decision {
 	}
 	return d
 }
+
+// Final reports a decision that further policies cannot change: a policy has denied.
+func (d Decision) Final() bool { return !d.Allowed && d.Policy != (mesh.PolicyKey{}) }
+
+// Without returns the decision as it is when policies that apply are not known: any of them might deny, so that what
+// was allowed is refused.
+func (d Decision) Without(missing []mesh.PolicyKey) Decision {
+	if !d.Allowed || len(missing) == 0 {
+		return d
+	}
+	return Decision{Rule: NoRule, Policy: missing[0], DryRun: d.DryRun, Reason: "policy of the workload is not known: " + missing[0].String()}
+}

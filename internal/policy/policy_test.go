@@ -197,6 +197,132 @@ func FuzzEvaluate(f *testing.F) {
 	f.Fuzz(func(t *testing.T, a, b uint64) { compare(t, a, b) })
 }
 
+// consistent checks that an explanation decides what Evaluate decides, that the policies' verdicts lead to that decision,
+// and that each miss names a condition that really fails.
+func consistent(t *testing.T, a, b uint64) {
+	t.Helper()
+	g := generator{rand.New(rand.NewPCG(a, b))}
+	ps, c := g.policies(), g.connection()
+	if a%2 == 0 {
+		for _, p := range ps {
+			policy.Index(p)
+		}
+	}
+	e := policy.Explain(ps, c)
+	if diff := cmp.Diff(policy.Evaluate(ps, c), e.Decision); diff != "" {
+		t.Fatalf("Explain decides differently (-Evaluate +Explain):\n%s", diff)
+	}
+	if len(e.Verdicts) != len(ps) {
+		t.Fatalf("%d verdicts of %d policies", len(e.Verdicts), len(ps))
+	}
+	denied, constrained, allowed, deciders := false, false, false, 0
+	for _, v := range e.Verdicts {
+		if v.Matched != refPolicy(v.Policy, c) || v.Matched != (v.Rule != policy.NoRule) || v.Matched && len(v.Misses) != 0 {
+			t.Errorf("the verdict of %s is wrong: %+v", v.Policy.Key, v)
+		}
+		if !v.Matched && len(v.Misses)+v.More != len(v.Policy.Rules) {
+			t.Errorf("%s: %d rules, %d misses and %d more", v.Policy.Key, len(v.Policy.Rules), len(v.Misses), v.More)
+		}
+		for _, m := range v.Misses {
+			clause := v.Policy.Rules[m.Rule][m.Clause]
+			if len(m.Matches)+m.More != len(clause) {
+				t.Errorf("%s: clause of %d matches, %d explained", v.Policy.Key, len(clause), len(m.Matches))
+			}
+			for i, f := range m.Matches {
+				if !fails(clause[i], f.Field, c) {
+					t.Errorf("%s, rule %d, clause %d, match %d: %s is said to fail: %+v", v.Policy.Key, m.Rule, m.Clause, i, f.Field, clause[i])
+				}
+			}
+		}
+		if v.Decided {
+			deciders++
+			if v.Policy.Key != e.Policy || v.Rule != e.Rule {
+				t.Errorf("%s is said to have decided, but %s did", v.Policy.Key, e.Policy)
+			}
+		}
+		if v.Policy.DryRun {
+			continue
+		}
+		denied = denied || v.Policy.Action == mesh.Deny && v.Matched
+		constrained = constrained || v.Policy.Action == mesh.Allow
+		allowed = allowed || v.Policy.Action == mesh.Allow && v.Matched
+	}
+	if want := !denied && (!constrained || allowed); e.Allowed != want {
+		t.Errorf("the verdicts say allowed = %v, the decision %v", want, e.Allowed)
+	}
+	if named := e.Policy != (mesh.PolicyKey{}); named != (deciders == 1) {
+		t.Errorf("%d deciders, the decision names %q", deciders, e.Policy)
+	}
+}
+
+// fails reports whether the match without its other fields does not hold.
+func fails(m mesh.Match, field string, c policy.Connection) bool {
+	alone := map[string]mesh.Match{
+		"none": {}, "namespaces": {Namespaces: m.Namespaces}, "notNamespaces": {NotNamespaces: m.NotNamespaces},
+		"principals": {Principals: m.Principals}, "notPrincipals": {NotPrincipals: m.NotPrincipals},
+		"serviceAccounts": {ServiceAccounts: m.ServiceAccounts}, "notServiceAccounts": {NotServiceAccounts: m.NotServiceAccounts},
+		"sourceIps": {SourceIPs: m.SourceIPs}, "notSourceIps": {NotSourceIPs: m.NotSourceIPs},
+		"destinationIps": {DestinationIPs: m.DestinationIPs}, "notDestinationIps": {NotDestinationIPs: m.NotDestinationIPs},
+		"destinationPorts": {DestinationPorts: m.DestinationPorts}, "notDestinationPorts": {NotDestinationPorts: m.NotDestinationPorts},
+	}
+	only, ok := alone[field]
+	return ok && !refMatch(only, c)
+}
+
+func TestExplainIsConsistent(t *testing.T) {
+	for i := range uint64(20_000) {
+		consistent(t, i, 7)
+	}
+}
+
+func FuzzExplain(f *testing.F) {
+	f.Add(uint64(1), uint64(2))
+	f.Add(uint64(0), uint64(0))
+	f.Fuzz(func(t *testing.T, a, b uint64) { consistent(t, a, b) })
+}
+
+func TestExplain(t *testing.T) {
+	ps := []*mesh.Policy{
+		allow("callers", rule(mesh.Match{Principals: exact("cluster.local/ns/x/sa/y"), SourceIPs: prefixes("10.0.0.0/8")}), rule(mesh.Match{DestinationPorts: []uint16{1, 2}}, mesh.Match{})),
+		deny("outsiders", rule(mesh.Match{NotNamespaces: []mesh.StringMatch{{Kind: mesh.MatchPrefix, Value: "def"}}})),
+		allow("nobody"),
+	}
+	e := policy.Explain(ps, client)
+	var got []string
+	for _, v := range e.Verdicts {
+		got = append(got, fmt.Sprintf("%s %s %v %d %v", v.Policy.Key.Name, v.Policy.Action, v.Matched, v.Rule, v.Decided))
+		for _, m := range v.Misses {
+			got = append(got, fmt.Sprintf("- %d.%d %+v", m.Rule, m.Clause, m.Matches))
+		}
+	}
+	want := []string{
+		"outsiders Deny false -1 false", "- 0.0 [{Field:notNamespaces Want:[def*] More:0 Have:default}]",
+		"callers Allow false -1 false", "- 0.0 [{Field:principals Want:[cluster.local/ns/x/sa/y] More:0 Have:cluster.local/ns/default/sa/eks-shell}]",
+		"- 1.0 [{Field:destinationPorts Want:[1 2] More:0 Have:8080}]",
+		"nobody Allow false -1 false",
+	}
+	if diff := cmp.Diff(want, got); diff != "" || e.Allowed || e.Reason != policy.ReasonNoneAllowed {
+		t.Errorf("Explain = %+v (-want +got):\n%s", e.Decision, diff)
+	}
+	// What people read has a limit.
+	long := allow("long")
+	for i := range 100 {
+		m := mesh.Match{}
+		for j := range 100 {
+			m.DestinationPorts = append(m.DestinationPorts, uint16(10_000+100*i+j))
+		}
+		var clause mesh.Clause
+		for range 100 {
+			clause = append(clause, m)
+		}
+		long.Rules = append(long.Rules, mesh.Rule{clause})
+	}
+	v := policy.Explain([]*mesh.Policy{long}, client).Verdicts[0]
+	if len(v.Misses) != 20 || v.More != 80 || len(v.Misses[0].Matches) != 20 || v.Misses[0].More != 80 || len(v.Misses[0].Matches[0].Want) != 10 || v.Misses[0].Matches[0].More != 90 {
+		t.Errorf("a long policy is explained by %d rules, %d matches, %d values", len(v.Misses), len(v.Misses[0].Matches), len(v.Misses[0].Matches[0].Want))
+	}
+}
+
 func TestEvaluateDoesNotAllocate(t *testing.T) {
 	ps := []*mesh.Policy{
 		deny("d", rule(mesh.Match{NotPrincipals: []mesh.StringMatch{{Kind: mesh.MatchPresence}}})),

@@ -67,7 +67,8 @@ func (p *Proxy) handshake(ctx context.Context, c *net.TCPConn) (request, error) 
 	if q.Tunnel {
 		err = httpproxy.Established(c)
 	}
-	return request{app: c, dsts: dsts, early: q.Early}, err
+	trace, _ := telemetry.ParseTrace(q.TraceParent, q.TraceState)
+	return request{app: c, dsts: dsts, trace: trace, early: q.Early}, err
 }
 
 // destinations returns the addresses that the client's destination stands for, likeliest first.

@@ -1,13 +1,12 @@
 package proxy
 
 import (
-	"crypto/rand"
-	"encoding/hex"
 	"net/netip"
 	"strings"
 
 	"github.com/isthmus-mesh/isthmus/internal/hbone"
 	"github.com/isthmus-mesh/isthmus/internal/mesh"
+	"github.com/isthmus-mesh/isthmus/internal/proxy/live"
 	"github.com/isthmus-mesh/isthmus/internal/telemetry"
 )
 
@@ -15,7 +14,6 @@ import (
 const (
 	headerBaggage   = "baggage"
 	headerForwarded = "forwarded"
-	headerTrace     = "traceparent"
 	headerNetwork   = "x-forwarded-network"
 )
 
@@ -110,29 +108,21 @@ func ForwardedHost(v string) string {
 	return ""
 }
 
-// newTrace returns a traceparent with a fresh id.
-func newTrace() string {
-	var id [24]byte
-	_, _ = rand.Read(id[:]) // crypto/rand.Read never fails
-	b := make([]byte, 0, 55)
-	b = append(b, "00-"...)
-	b = hex.AppendEncode(b, id[:16])
-	b = append(b, '-')
-	b = hex.AppendEncode(b, id[16:])
-	return string(append(b, "-00"...))
-}
-
 // connectHeaders are the headers of an outbound CONNECT.
-func connectHeaders(source *mesh.Workload, src netip.AddrPort, service *mesh.Service) []hbone.Header {
+func connectHeaders(source *mesh.Workload, rec *telemetry.Conn, service *mesh.Service) []hbone.Header {
 	host := ""
 	if service != nil {
 		host = service.Key.Hostname
 	}
-	return []hbone.Header{
+	hs := []hbone.Header{
 		{Name: headerBaggage, Value: Baggage(source)},
-		{Name: headerForwarded, Value: forwarded(src, host)},
-		{Name: headerTrace, Value: newTrace()},
+		{Name: headerForwarded, Value: forwarded(rec.SrcAddr, host)},
+		{Name: live.HeaderTrace, Value: rec.Trace.Parent()},
 	}
+	if s := rec.Trace.State(); s != "" {
+		hs = append(hs, hbone.Header{Name: live.HeaderTraceState, Value: s})
+	}
+	return hs
 }
 
 func headerValues(hs []hbone.Header, name string) []string {

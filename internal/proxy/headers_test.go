@@ -45,9 +45,6 @@ func TestForwarded(t *testing.T) {
 			t.Errorf("ForwardedHost(%q) = %q, want %q", in, got, want)
 		}
 	}
-	if tr := newTrace(); len(tr) != 55 || !strings.HasPrefix(tr, "00-") || !strings.HasSuffix(tr, "-00") || tr == newTrace() {
-		t.Errorf("traceparent = %q", tr)
-	}
 }
 
 func TestProxyHeader(t *testing.T) {
@@ -59,6 +56,25 @@ func TestProxyHeader(t *testing.T) {
 	}
 	if h := proxyHeader(netip.MustParseAddrPort("[::1]:1"), netip.AddrPort{}, mesh.Identity{}); len(h) != 16+36 {
 		t.Errorf("IPv6 header has %d bytes, want 52", len(h))
+	}
+}
+
+func TestConnectHeaders(t *testing.T) {
+	rec := &telemetry.Conn{SrcAddr: netip.MustParseAddrPort("10.0.0.1:5")}
+	names := func() (out string) {
+		for _, h := range connectHeaders(clientWorkload(), rec, nil) {
+			out += h.Name + "=" + h.Value + "\n"
+		}
+		return out
+	}
+	const parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+	rec.Trace, _ = telemetry.ParseTrace([]string{parent}, nil)
+	if got := names(); !strings.HasSuffix(got, "\ntraceparent="+parent+"\n") {
+		t.Errorf("headers without a state:\n%s", got)
+	}
+	rec.Trace, _ = telemetry.ParseTrace([]string{parent}, []string{"a=b"})
+	if got := names(); !strings.HasSuffix(got, "\ntraceparent="+parent+"\ntracestate=a=b\n") {
+		t.Errorf("headers with a state:\n%s", got)
 	}
 }
 

@@ -12,9 +12,9 @@ import (
 	"time"
 
 	"github.com/isthmus-mesh/isthmus/internal/hbone"
-	"github.com/isthmus-mesh/isthmus/internal/logattr"
 	"github.com/isthmus-mesh/isthmus/internal/mesh"
 	"github.com/isthmus-mesh/isthmus/internal/policy"
+	"github.com/isthmus-mesh/isthmus/internal/proxy/live"
 	"github.com/isthmus-mesh/isthmus/internal/proxy/relay"
 	"github.com/isthmus-mesh/isthmus/internal/proxy/route"
 	"github.com/isthmus-mesh/isthmus/internal/state"
@@ -35,7 +35,7 @@ var errTooManyTunnels = errors.New("too many inbound tunnels")
 func (p *Proxy) serveTunnel(ctx context.Context, s *hbone.ServerStream) {
 	rec := &telemetry.Conn{
 		Reporter: telemetry.Destination, MutualTLS: true, HBONEAddr: s.Authority(), Start: time.Now(),
-		SrcAddr: addrPort(s.RemoteAddr()), DstAddr: addrPort(s.LocalAddr()),
+		SrcAddr: addrPort(s.RemoteAddr()), DstAddr: addrPort(s.LocalAddr()), Trace: live.TraceOf(s.Header()),
 	}
 	setup, cancel := context.WithTimeout(ctx, setupTimeout)
 	defer cancel()
@@ -72,12 +72,12 @@ func (p *Proxy) serveTunnel(ctx context.Context, s *hbone.ServerStream) {
 	}
 	p.describeInbound(snap, rec, s, local, in)
 	asked := ForwardedHost(s.Get(headerForwarded))
-	e := &entry{
-		view: Connection{Inbound: true, Src: rec.SrcAddr.String(), OriginalDst: asked, ActualDst: in.Addr.String(), Protocol: "HBONE"},
-		ask:  policy.Connection{Source: s.Peer(), SourceAddr: rec.SrcAddr, DestinationAddr: in.Addr},
-		dst:  local,
+	c := &live.Conn{
+		View: live.View{Inbound: true, Src: rec.SrcAddr.String(), OriginalDst: asked, ActualDst: in.Addr.String(), Protocol: "HBONE"},
+		Ask:  policy.Connection{Source: s.Peer(), SourceAddr: rec.SrcAddr, DestinationAddr: in.Addr},
+		Dst:  local,
 	}
-	p.inbound(ctx, rec, e, snap, inboundPeer{
+	p.inbound(ctx, rec, c, snap, inboundPeer{
 		dial: func(ctx context.Context) (*net.TCPConn, error) { return p.dialApplication(ctx, in, rec) },
 		accept: func() (relay.Conn, error) {
 			return s.Accept(p.responseHeaders(local))
@@ -87,7 +87,7 @@ func (p *Proxy) serveTunnel(ctx context.Context, s *hbone.ServerStream) {
 }
 
 func (p *Proxy) responseHeaders(local *mesh.Workload) []hbone.Header {
-	if p.cfg.NoResponseBaggage {
+	if p.cfg.NoBaggage {
 		return nil
 	}
 	return []hbone.Header{{Name: headerBaggage, Value: Baggage(local)}}
@@ -101,32 +101,25 @@ type inboundPeer struct {
 }
 
 // inbound authorises, connects, copies and reports one connection to the local application.
-func (p *Proxy) inbound(ctx context.Context, rec *telemetry.Conn, e *entry, snap *state.Snapshot, peer inboundPeer) {
+func (p *Proxy) inbound(ctx context.Context, rec *telemetry.Conn, c *live.Conn, snap *state.Snapshot, peer inboundPeer) {
 	setup, cancel := context.WithTimeout(ctx, setupTimeout)
 	defer cancel()
-	p.live.add(e)
-	defer p.live.remove(e)
-	e.onStop(cancel)
+	defer p.live.Add(c)()
+	c.OnStop(cancel)
 
-	p.cfg.Access.Opened(rec)
-	open := p.cfg.Metrics.Opened(rec)
+	report := live.Open(rec, p.cfg.Access, p.cfg.Metrics)
 	fail := func(status int, err error) {
 		peer.reject(status)
-		why := reasonOf(err)
-		p.cfg.Access.Closed(rec, 0, 0, why, err)
-		open.Closed(rec, why)
+		report.Failed(err)
 	}
-	d, missing := p.decide(setup, e, snap)
-	p.reportDecision(rec, d, missing)
-	rec.Policy = d.Policy
-	if !d.Allowed {
-		fail(http.StatusUnauthorized, &deniedError{d.Reason})
+	if err := p.judge.Decide(setup, c, snap, rec); err != nil {
+		fail(http.StatusUnauthorized, err)
 		return
 	}
 	app, err := peer.dial(setup)
 	if err != nil {
-		if k, cause := e.stopped(); cause != nil {
-			rec.Policy, err = k, cause
+		if ruling, cause := c.Stopped(); cause != nil {
+			rec.Policy, rec.Rule, err = ruling.Policy, ruling.Rule, cause
 		} else {
 			err = fmt.Errorf("connection failed: %w", err)
 		}
@@ -140,20 +133,7 @@ func (p *Proxy) inbound(ctx context.Context, rec *telemetry.Conn, e *entry, snap
 		return
 	}
 	cancel()
-	p.transfer(rec, open, e, &relay.Pipe{Down: down, Up: app})
-}
-
-func (p *Proxy) reportDecision(rec *telemetry.Conn, d policy.Decision, missing []mesh.PolicyKey) {
-	for _, k := range missing {
-		p.cfg.Log.Warn("policy of the workload is not known and cannot be enforced", logattr.Policy(k), logattr.Outcome(allowedWord(d.Allowed)))
-	}
-	for _, r := range d.DryRun {
-		result := "no match"
-		if r.Matched {
-			result = "match"
-		}
-		p.cfg.Log.Info("dry-run policy evaluated", logattr.Policy(r.Policy), logattr.DryRun(result), logattr.SrcAddr(rec.SrcAddr))
-	}
+	report.Transfer(c, &relay.Pipe{Down: down, Up: app})
 }
 
 // describeInbound says who is at both ends. The client is described by xDS if it is known by its address and has the
@@ -169,11 +149,11 @@ func (p *Proxy) describeInbound(snap *state.Snapshot, rec *telemetry.Conn, s *hb
 			rec.Source = telemetry.PartyOf(w)
 		}
 	}
-	if !rec.Source.Known() {
+	if !rec.Source.Known() && !p.cfg.NoBaggage {
 		rec.Source = ParseBaggage(headerValues(s.Header(), headerBaggage)...)
-		if rec.Source.Namespace == "" {
-			rec.Source.Namespace = s.Peer().Namespace
-		}
+	}
+	if rec.Source.Namespace == "" {
+		rec.Source.Namespace = s.Peer().Namespace
 	}
 	rec.Source.Identity = s.Peer()
 	setService(rec, snap, local, in.Service, ForwardedHost(s.Get(headerForwarded)))
@@ -226,12 +206,12 @@ func (p *Proxy) servePlain(ctx context.Context, c *net.TCPConn) {
 	rec.Source = telemetry.PartyOf(snap.WorkloadAt(mesh.NetworkAddress{Network: p.cfg.Network, Addr: rec.SrcAddr.Addr()}))
 	rec.Destination = telemetry.PartyOf(local)
 	setService(rec, snap, local, nil, "")
-	e := &entry{
-		view: Connection{Inbound: true, Src: rec.SrcAddr.String(), OriginalDst: dst.String(), ActualDst: dst.String(), Protocol: "TCP"},
-		ask:  policy.Connection{SourceAddr: rec.SrcAddr, DestinationAddr: dst},
-		dst:  local,
+	lc := &live.Conn{
+		View: live.View{Inbound: true, Src: rec.SrcAddr.String(), OriginalDst: dst.String(), ActualDst: dst.String(), Protocol: "TCP"},
+		Ask:  policy.Connection{SourceAddr: rec.SrcAddr, DestinationAddr: dst},
+		Dst:  local,
 	}
-	p.inbound(ctx, rec, e, snap, inboundPeer{
+	p.inbound(ctx, rec, lc, snap, inboundPeer{
 		dial: func(ctx context.Context) (*net.TCPConn, error) {
 			return p.dialApplication(ctx, route.Inbound{Dial: dst}, rec)
 		},

@@ -4,13 +4,11 @@ import (
 	"io"
 	"net"
 	"net/netip"
-	"strings"
 	"testing"
 	"time"
 
 	"github.com/isthmus-mesh/isthmus/internal/mesh"
 	"github.com/isthmus-mesh/isthmus/internal/meshtest"
-	"github.com/isthmus-mesh/isthmus/internal/policy"
 	"github.com/isthmus-mesh/isthmus/internal/proxy/proxytest"
 )
 
@@ -124,25 +122,5 @@ func TestMissingPolicyAndLiveConnection(t *testing.T) {
 				}
 			}
 		})
-	}
-}
-
-// watchPolicies and decide agree on which verdicts are final.
-func TestFinal(t *testing.T) {
-	for name, c := range map[string]struct {
-		ps   []*mesh.Policy
-		want bool
-	}{
-		"nothing known":     {nil, false},
-		"none allowed":      {[]*mesh.Policy{denyAll()}, false},
-		"explicitly denied": {[]*mesh.Policy{selected("x", mesh.Deny, mesh.Rule{})}, true},
-		"allowed":           {[]*mesh.Policy{selected("x", mesh.Allow, mesh.Rule{})}, false},
-	} {
-		if got := final(policy.Evaluate(c.ps, policy.Connection{})); got != c.want {
-			t.Errorf("%s: final = %v, want %v", name, got, c.want)
-		}
-	}
-	if !strings.Contains(allowedWord(false)+allowedWord(true), "deniedallowed") {
-		t.Error("the words of a verdict are wrong")
 	}
 }

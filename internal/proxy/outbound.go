@@ -11,6 +11,7 @@ import (
 
 	"github.com/isthmus-mesh/isthmus/internal/hbone"
 	"github.com/isthmus-mesh/isthmus/internal/mesh"
+	"github.com/isthmus-mesh/isthmus/internal/proxy/live"
 	"github.com/isthmus-mesh/isthmus/internal/proxy/relay"
 	"github.com/isthmus-mesh/isthmus/internal/proxy/route"
 	"github.com/isthmus-mesh/isthmus/internal/telemetry"
@@ -20,14 +21,18 @@ import (
 type request struct {
 	app   *net.TCPConn
 	dsts  []netip.AddrPort // where to; alternatives are tried only when the mesh does not know them
+	trace telemetry.Trace  // what the application says that it is part of; zero if it says nothing
 	early []byte           // what has been read from app already and belongs to the destination
 }
 
 // serveOutbound serves a captured connection.
 func (p *Proxy) serveOutbound(ctx context.Context, c *net.TCPConn) {
 	dst, err := p.cfg.OriginalDst(c)
+	if err == nil && dst == addrPort(c.LocalAddr()) && illegalOutbound(dst.Port()) {
+		err = ErrRecursive // nobody redirected it: it was made to this port, where its destination would be itself
+	}
 	if err != nil {
-		p.early(&telemetry.Conn{SrcAddr: addrPort(c.RemoteAddr())}, err)
+		p.early(&telemetry.Conn{SrcAddr: addrPort(c.RemoteAddr()), DstAddr: dst}, err)
 		relay.Abort(c)
 		return
 	}
@@ -39,7 +44,10 @@ func (p *Proxy) outbound(ctx context.Context, r request) {
 	setup, cancel := context.WithTimeout(ctx, setupTimeout)
 	defer cancel()
 	dst := r.dsts[0]
-	rec := &telemetry.Conn{Reporter: telemetry.Source, SrcAddr: addrPort(r.app.RemoteAddr()), DstAddr: dst, Start: time.Now()}
+	rec := &telemetry.Conn{Reporter: telemetry.Source, SrcAddr: addrPort(r.app.RemoteAddr()), DstAddr: dst, Start: time.Now(), Trace: r.trace}
+	if rec.Trace == (telemetry.Trace{}) {
+		rec.Trace = telemetry.NewTrace()
+	}
 	local, out, err := p.routeOutbound(setup, dst, nil)
 	if err != nil {
 		p.early(rec, err)
@@ -47,21 +55,17 @@ func (p *Proxy) outbound(ctx context.Context, r request) {
 		return
 	}
 	describeOutbound(rec, local, out)
-	e := &entry{view: Connection{Src: rec.SrcAddr.String(), OriginalDst: dst.String(), ActualDst: out.Addr.String(), Protocol: out.Protocol.String()}}
-	p.live.add(e)
-	defer p.live.remove(e)
-	e.onStop(cancel)
+	c := &live.Conn{View: live.View{Src: rec.SrcAddr.String(), OriginalDst: dst.String(), ActualDst: out.Addr.String(), Protocol: out.Protocol.String()}}
+	defer p.live.Add(c)()
+	c.OnStop(cancel)
 
-	p.cfg.Access.Opened(rec)
-	open := p.cfg.Metrics.Opened(rec)
+	report := live.Open(rec, p.cfg.Access, p.cfg.Metrics)
 	up, peer, err := p.connectAny(setup, rec, r, local, out)
 	if err != nil {
-		if _, cause := e.stopped(); cause != nil {
+		if _, cause := c.Stopped(); cause != nil {
 			err = cause
 		}
-		why := reasonOf(err)
-		p.cfg.Access.Closed(rec, 0, 0, why, err)
-		open.Closed(rec, why)
+		report.Failed(err)
 		relay.Refuse(r.app)
 		return
 	}
@@ -69,33 +73,14 @@ func (p *Proxy) outbound(ctx context.Context, r request) {
 		rec.Destination.Identity = peer
 	}
 	cancel() // a context costs about 1 KiB, for hours
-	pipe := &relay.Pipe{Down: r.app, Up: up, Early: r.early}
-	p.transfer(rec, open, e, pipe)
-}
-
-// transfer copies until both directions have ended, and reports the end.
-func (p *Proxy) transfer(rec *telemetry.Conn, open *telemetry.Open, e *entry, pipe *relay.Pipe) {
-	open.Transfer(rec, pipe.Counts)
-	e.onStop(pipe.Abort)
-	err := pipe.Run()
-	k, cause := e.stopped()
-	if cause != nil {
-		err = cause
-	}
-	if k != (mesh.PolicyKey{}) {
-		rec.Policy = k
-	}
-	why := reasonOf(err)
-	sent, received := pipe.Counts()
-	p.cfg.Access.Closed(rec, sent, received, why, err)
-	open.Closed(rec, why)
+	report.Transfer(c, &relay.Pipe{Down: r.app, Up: up, Early: r.early})
 }
 
 // early reports a connection that ended before it had a route.
 func (p *Proxy) early(rec *telemetry.Conn, err error) { p.cfg.Access.EarlyDeny(rec, err) }
 
 // routeOutbound decides where a connection of the local application goes, leaving out endpoints that failed.
-func (p *Proxy) routeOutbound(ctx context.Context, dst netip.AddrPort, failed []string) (*mesh.Workload, route.Outbound, error) {
+func (p *Proxy) routeOutbound(ctx context.Context, dst netip.AddrPort, failed []*mesh.Workload) (*mesh.Workload, route.Outbound, error) {
 	local, err := p.Local(ctx)
 	if err != nil {
 		return nil, route.Outbound{}, err
@@ -159,10 +144,13 @@ func (p *Proxy) connect(ctx context.Context, rec *telemetry.Conn, r request, loc
 		c, err := p.connectTCP(ctx, rec, r, out)
 		return c, mesh.Identity{}, err
 	}
-	hs := connectHeaders(local, rec.SrcAddr, out.Service)
+	hs := connectHeaders(local, rec, out.Service)
 	key := hbone.Key{Source: local.Identity(), Peers: out.Peers, Addr: out.Addr, SourceIP: sourceIP(local, rec.SrcAddr)}
 	req := hbone.Request{Authority: out.Authority, Header: hs}
 	outer, resp, err := p.pool.Connect(ctx, key, req)
+	if errors.Is(err, hbone.ErrPoolFull) {
+		p.cfg.Metrics.LimitReached("hbone-pool")
+	}
 	if err != nil {
 		return nil, resp.Peer, err
 	}
@@ -172,14 +160,14 @@ func (p *Proxy) connect(ctx context.Context, rec *telemetry.Conn, r request, loc
 	cert, err := p.cfg.Certs(ctx, local.Identity())
 	if err != nil {
 		outer.Reset(hbone.Cancel)
-		return nil, mesh.Identity{}, &identityError{err}
+		return nil, mesh.Identity{}, &live.IdentityError{Err: err}
 	}
 	req.Header = append(hs[:len(hs):len(hs)], hbone.Header{Name: headerNetwork, Value: p.cfg.Network})
 	inner, resp, err := p.pool.ConnectOver(ctx, outer, cert, out.InnerPeers, req)
 	if err != nil {
 		return nil, resp.Peer, err
 	}
-	if far := ParseBaggage(headerValues(resp.Header, headerBaggage)...); far.Known() {
+	if far := ParseBaggage(headerValues(resp.Header, headerBaggage)...); far.Known() && !p.cfg.NoBaggage {
 		rec.Destination = far
 	}
 	return inner, resp.Peer, nil

@@ -26,15 +26,16 @@ import (
 	"github.com/isthmus-mesh/isthmus/internal/hbone"
 	"github.com/isthmus-mesh/isthmus/internal/logattr"
 	"github.com/isthmus-mesh/isthmus/internal/mesh"
+	"github.com/isthmus-mesh/isthmus/internal/proxy/accept"
+	"github.com/isthmus-mesh/isthmus/internal/proxy/failover"
+	"github.com/isthmus-mesh/isthmus/internal/proxy/live"
 	"github.com/isthmus-mesh/isthmus/internal/state"
 	"github.com/isthmus-mesh/isthmus/internal/telemetry"
 )
 
 // Errors that end connections. Their texts are those operators know from ztunnel.
 var (
-	ErrDrain        = errors.New("connection closed due to connection drain")
-	ErrPolicyChange = errors.New("connection closed due to policy change")
-	ErrRecursive    = errors.New("attempted recursive call to ourselves")
+	ErrRecursive = errors.New("attempted recursive call to ourselves")
 	// ErrRemoved as the cause of Run's context means that the workload is gone: nothing is waited for.
 	ErrRemoved = errors.New("workload was removed")
 )
@@ -76,16 +77,20 @@ type Config struct {
 	// OriginalDst tells where a captured connection was going; nil means its local address.
 	OriginalDst func(c *net.TCPConn) (netip.AddrPort, error)
 
-	LoopbackFallback  bool // an application that refuses on the own address is tried on the loopback
-	SpoofSource       bool // show the application its client's address
-	NoResponseBaggage bool // do not describe this workload to its peers
-	NoLoopbackTunnel  bool // application tunnels are reached at the own address, not on the loopback
+	LoopbackFallback bool // an application that refuses on the own address is tried on the loopback
+	SpoofSource      bool // show the application its client's address
+	NoBaggage        bool // do not describe this workload in answers to its peers, nor believe what peers say of theirs
+	NoLoopbackTunnel bool // application tunnels are reached at the own address, not on the loopback
+	LogDecisions     bool // log each verdict of the policies at info instead of debug
 
 	Tunnel TunnelConfig
 	// PolicyWait is how long an inbound connection waits for policies that its workload names and that have not
 	// arrived; 0 means 2s. Then it is refused, or, with AllowMissingPolicies, judged without them.
 	PolicyWait           time.Duration
 	AllowMissingPolicies bool
+	// EndpointWait is how long a connection to a service, all of whose known endpoints have just failed, waits for the
+	// mesh to know another; 0 means 3s, less than 0 not at all.
+	EndpointWait time.Duration
 
 	Grace          time.Duration // how long connections may finish after Run's context ended; 0 means 5s
 	MaxConnections int           // at once, over all listeners; 0 means DefaultMaxConnections; more are reset
@@ -98,6 +103,7 @@ type Config struct {
 // TunnelConfig says how tunnels are made and accepted. Zero values mean hbone's defaults.
 type TunnelConfig struct {
 	MaxStreams  int           // per pooled connection
+	MaxConns    int           // pooled
 	IdleTimeout time.Duration // of a pooled connection
 	Limits      hbone.Limits
 	TLS         hbone.TLSPolicy
@@ -113,7 +119,6 @@ const (
 	handshakeTimeout      = 10 * time.Second // a client's SOCKS or HTTP handshake
 	setupTimeout          = 45 * time.Second // everything before bytes flow, as an upper bound
 	defaultGrace          = 5 * time.Second
-	defaultPolicyWait     = 2 * time.Second
 )
 
 // Listeners are where connections come from; a nil one is not served. Run closes them.
@@ -126,12 +131,14 @@ type Listeners struct {
 
 // Proxy serves one workload.
 type Proxy struct {
-	cfg    Config
-	pool   *hbone.Pool
-	server *hbone.Server
-	live   registry
-	slots  chan struct{} // one token per connection that was accepted
-	tunnel chan struct{} // one token per inbound tunnel
+	cfg       Config
+	pool      *hbone.Pool
+	server    *hbone.Server
+	live      live.Registry
+	judge     *live.Judge
+	slots     chan struct{} // one token per connection that was accepted
+	tunnel    chan struct{} // one token per inbound tunnel
+	endpoints *failover.Endpoints
 }
 
 // New returns a Proxy that is ready to Run.
@@ -156,12 +163,16 @@ func New(cfg Config) (*Proxy, error) {
 		cfg.Grace = defaultGrace
 	}
 	if cfg.PolicyWait == 0 {
-		cfg.PolicyWait = defaultPolicyWait
+		cfg.PolicyWait = live.DefaultPolicyWait
 	}
 	if cfg.MaxConnections == 0 {
 		cfg.MaxConnections = DefaultMaxConnections
 	}
-	p := &Proxy{cfg: cfg, slots: make(chan struct{}, cfg.MaxConnections), tunnel: make(chan struct{}, cfg.MaxConnections)}
+	p := &Proxy{
+		cfg: cfg, slots: make(chan struct{}, cfg.MaxConnections), tunnel: make(chan struct{}, cfg.MaxConnections),
+		endpoints: failover.New(cfg.Store, cfg.EndpointWait, cfg.Metrics),
+	}
+	p.judge = &live.Judge{Store: cfg.Store, Live: &p.live, Wait: cfg.PolicyWait, AllowMissing: cfg.AllowMissingPolicies, LogVerdicts: cfg.LogDecisions, Log: cfg.Log}
 	return p, p.tunnels()
 }
 
@@ -170,7 +181,7 @@ func (p *Proxy) tunnels() (err error) {
 	t := p.cfg.Tunnel
 	p.pool, err = hbone.NewPool(hbone.PoolConfig{
 		Certificate: p.cfg.Certs, VerifyPeer: t.verify(telemetry.Source), TLS: t.TLS, Limits: t.Limits,
-		MaxStreams: t.MaxStreams, IdleTimeout: t.IdleTimeout, Log: p.cfg.Log,
+		MaxStreams: t.MaxStreams, MaxConns: t.MaxConns, IdleTimeout: t.IdleTimeout, Log: p.cfg.Log,
 		Dial: func(ctx context.Context, k hbone.Key) (net.Conn, error) {
 			return p.cfg.Dial(ctx, DialRequest{Addr: k.Addr})
 		},
@@ -212,7 +223,7 @@ func (p *Proxy) Run(ctx context.Context, ls Listeners) error {
 	var background, conns sync.WaitGroup
 	var poolErr error
 	background.Go(func() { poolErr = p.pool.Run(hard) })
-	background.Go(func() { p.watchPolicies(hard) })
+	background.Go(func() { p.judge.Watch(hard) })
 
 	errs := make([]error, 4)
 	var accepting sync.WaitGroup
@@ -227,13 +238,15 @@ func (p *Proxy) Run(ctx context.Context, ls Listeners) error {
 		{"inbound", ls.Plain, p.servePlain},
 	} {
 		if l.l != nil {
-			accepting.Go(func() { errs[i] = p.accept(ctx, hard, l.name, l.l, l.serve, &conns) })
+			loop := accept.Loop{Name: l.name, Listener: l.l, Slots: p.slots, Conns: &conns, Metrics: p.cfg.Metrics, Log: p.cfg.Log,
+				Serve: func(c *net.TCPConn) { l.serve(hard, c) }}
+			accepting.Go(func() { errs[i] = loop.Run(ctx) })
 		}
 	}
 	accepting.Wait() // listeners are closed now, by ctx or by an error
 	p.drain(ctx, &conns)
-	cut(ErrDrain)
-	p.live.endAll(ErrDrain)
+	cut(live.ErrDrain)
+	p.live.EndAll(live.ErrDrain)
 	conns.Wait()
 	background.Wait()
 	return errors.Join(append(errs, poolErr)...)
@@ -257,7 +270,7 @@ func (p *Proxy) drain(ctx context.Context, conns *sync.WaitGroup) {
 	go func() { conns.Wait(); close(done) }()
 	if !waitFor(done, grace) {
 		// What is left is ended here and not by Drain, so that the access log tells the reason.
-		p.live.endAll(ErrDrain)
+		p.live.EndAll(live.ErrDrain)
 		waitFor(done, lastWords)
 	}
 	cutTunnels()
@@ -278,70 +291,8 @@ func waitFor(done <-chan struct{}, d time.Duration) bool {
 	}
 }
 
-// accept hands out connections until ctx ends or the listener fails.
-func (p *Proxy) accept(ctx, hard context.Context, name string, l net.Listener, serve func(context.Context, *net.TCPConn), conns *sync.WaitGroup) error {
-	closed := make(chan struct{})
-	stop := context.AfterFunc(ctx, func() { l.Close(); close(closed) })
-	defer func() {
-		if stop() {
-			l.Close()
-			return
-		}
-		<-closed // the port is free for a successor only when Close has returned
-	}()
-	for backoff := time.Duration(0); ; {
-		c, err := l.Accept()
-		if err != nil {
-			if ctx.Err() != nil {
-				return nil
-			}
-			var ne interface{ Temporary() bool }
-			if !errors.As(err, &ne) || !ne.Temporary() {
-				return fmt.Errorf("accept on %s: %w", l.Addr(), err)
-			}
-			// Out of descriptors, most likely: the listener is fine, so wait for connections to end.
-			backoff = min(max(2*backoff, 5*time.Millisecond), time.Second)
-			p.cfg.Log.Warn("connection could not be accepted", logattr.Listener(name), logattr.Err(err))
-			if !wait(ctx, backoff) {
-				return nil
-			}
-			continue
-		}
-		backoff = 0
-		tc, ok := c.(*net.TCPConn)
-		if !ok {
-			c.Close()
-			return fmt.Errorf("accept on %s: not a TCP listener", l.Addr())
-		}
-		select {
-		case p.slots <- struct{}{}:
-		default:
-			p.cfg.Metrics.LimitReached("connections")
-			_ = tc.SetLinger(0)
-			tc.Close()
-			continue
-		}
-		conns.Go(func() {
-			p.cfg.Metrics.Connections(name, 1)
-			defer func() {
-				p.cfg.Metrics.Connections(name, -1)
-				<-p.slots
-			}()
-			serve(hard, tc)
-		})
-	}
-}
-
-func wait(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-t.C:
-		return true
-	}
-}
+// Connections returns the live connections, sorted.
+func (p *Proxy) Connections() []live.View { return p.live.Views() }
 
 // Local returns the workload this proxy stands for, waiting a while for xDS to know it.
 func (p *Proxy) Local(ctx context.Context) (*mesh.Workload, error) {

@@ -75,7 +75,7 @@ func TestDenied(t *testing.T) {
 			w.client.logged(t, "\terror\taccess\tconnection complete\t", `error="http status: 401 Unauthorized"`, "bytes_sent=0 bytes_recv=0")
 			reason := `connection closed due to policy rejection: allow policies exist, but none allowed"`
 			if p.Action == mesh.Deny {
-				reason = `connection closed due to policy rejection: explicitly denied by: ecs-demo-1/no-shell" policy="ecs-demo-1/no-shell"`
+				reason = `connection closed due to policy rejection: explicitly denied by: ecs-demo-1/no-shell" policy="ecs-demo-1/no-shell" rule=0`
 			}
 			w.server.logged(t, "\terror\taccess\tconnection complete\t", reason, "reason=DENY", `src.identity="spiffe://cluster.local/ns/default/sa/shell"`)
 			if n := w.server.metric(t, "istio_tcp_connections_closed_total", `response_flags="DENY"`); n != 5 {
@@ -133,7 +133,7 @@ func TestPolicyChangeEndsLiveConnection(t *testing.T) {
 				t.Errorf("the change took %v to be enforced", took)
 			}
 			_ = c.Close()
-			w.server.logged(t, "connection complete", `error="connection closed due to policy change"`, "reason=DENY", "policy=")
+			w.server.logged(t, "connection complete", `error="connection closed due to policy change"`, "reason=DENY", "policy=", "rule=0")
 			w.client.logged(t, "connection complete", `direction="outbound"`)
 		})
 	}

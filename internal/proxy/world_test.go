@@ -34,13 +34,14 @@ var (
 	serverIP  = netip.MustParseAddr("10.1.0.2")
 	gatewayIP = netip.MustParseAddr("10.1.0.3")
 	plainIP   = netip.MustParseAddr("10.1.0.4") // outside the mesh
+	otherIP   = netip.MustParseAddr("10.1.0.8") // another server
 	vip       = netip.MustParseAddr("240.240.0.2")
 )
 
 const echoHost = "echo.ecs-demo-1.ecs.local"
 
 func TestMain(m *testing.M) {
-	os.Exit(proxytest.Main(m, clientIP, serverIP, gatewayIP, plainIP))
+	os.Exit(proxytest.Main(m, clientIP, serverIP, gatewayIP, plainIP, otherIP))
 }
 
 // side is one proxy with what it reported.

@@ -24,7 +24,7 @@ func (a *AccessLog) Opened(c *Conn) {
 	if a == nil || !a.log.Enabled(context.Background(), slog.LevelDebug) {
 		return
 	}
-	a.log.LogAttrs(context.Background(), slog.LevelDebug, "connection opened", attrs(c)...)
+	a.log.LogAttrs(context.Background(), slog.LevelDebug, "connection opened", append(attrs(c), logattr.TraceID(c.Trace.ID()))...)
 }
 
 // Closed writes that a connection has ended. sent and received are metric counts: sent is what the upstream answered,
@@ -44,7 +44,7 @@ func (a *AccessLog) Closed(c *Conn, sent, received uint64, why Reason, err error
 		sent, received = received, sent
 	}
 	as := append(attrs(c), logattr.BytesSent(sent), logattr.BytesReceived(received), logattr.Milliseconds(a.now().Sub(c.Start)))
-	as = append(as, logattr.Err(err), logattr.Policy(c.Policy), logattr.Reason(why.String()))
+	as = append(as, logattr.Err(err), logattr.Policy(c.Policy), logattr.Rule(c.Policy, c.Rule), logattr.Reason(why.String()), logattr.TraceID(c.Trace.ID()))
 	a.log.LogAttrs(context.Background(), level, "connection complete", as...)
 }
 
@@ -54,7 +54,7 @@ func (a *AccessLog) EarlyDeny(c *Conn, err error) {
 		return
 	}
 	a.log.LogAttrs(context.Background(), slog.LevelWarn, "connection failed",
-		logattr.SrcAddr(c.SrcAddr), logattr.DstAddr(c.DstAddr), logattr.Direction(c.Reporter.Direction()), logattr.Err(err))
+		logattr.SrcAddr(c.SrcAddr), logattr.DstAddr(c.DstAddr), logattr.Direction(c.Reporter.Direction()), logattr.Err(err), logattr.TraceID(c.Trace.ID()))
 }
 
 func attrs(c *Conn) []slog.Attr {

@@ -71,12 +71,13 @@ func TestAccessLogDenied(t *testing.T) {
 	c := testConn()
 	c.Reporter = Destination
 	c.Policy = mesh.PolicyKey{Namespace: "ecs-demo-1", Name: "deny-all"}
+	c.Rule = 2
 	a.Closed(c, 7, 5, Denied, errors.New("connection closed due to policy rejection: explicitly denied by: ecs-demo-1/deny-all"))
 	got := afterTime(t, b.String())
 	if !strings.HasPrefix(got, "error\taccess\tconnection complete\t") {
 		t.Errorf("line = %q, want level error", got)
 	}
-	end := `direction="inbound" bytes_sent=7 bytes_recv=5 duration="13ms" error="connection closed due to policy rejection: explicitly denied by: ecs-demo-1/deny-all" policy="ecs-demo-1/deny-all" reason=DENY` + "\n"
+	end := `direction="inbound" bytes_sent=7 bytes_recv=5 duration="13ms" error="connection closed due to policy rejection: explicitly denied by: ecs-demo-1/deny-all" policy="ecs-demo-1/deny-all" rule=2 reason=DENY` + "\n"
 	if !strings.HasSuffix(got, end) {
 		t.Errorf("line = %q, want the end %q", got, end)
 	}

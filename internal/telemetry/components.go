@@ -140,3 +140,23 @@ func (m *Metrics) ProxiesPending(n int) {
 		m.proxies.pending.Set(float64(n))
 	}
 }
+
+// newExpiry makes the gauge of WatchExpiry.
+func (m *Metrics) newExpiry() prometheus.Collector {
+	return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "isthmus_certificate_expiration_timestamp_seconds",
+		Help: "When the certificate ends that ends first; 0 while there is none. Renewal begins at half of its life."}, func() float64 {
+		if earliest := m.expiry.Load(); earliest != nil {
+			if at := (*earliest)(); !at.IsZero() {
+				return float64(at.UnixMilli()) / 1000
+			}
+		}
+		return 0
+	})
+}
+
+// WatchExpiry has each scrape ask earliest when the certificate ends that ends first; zero means that there is none.
+func (m *Metrics) WatchExpiry(earliest func() time.Time) {
+	if m != nil {
+		m.expiry.Store(&earliest)
+	}
+}

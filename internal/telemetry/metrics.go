@@ -4,6 +4,7 @@ import (
 	"runtime"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
@@ -44,12 +45,14 @@ type Metrics struct {
 	untracked   *prometheus.CounterVec
 	proxies     proxyMetrics
 	connections *prometheus.GaugeVec
+	expiry      atomic.Pointer[func() time.Time]
 
 	maxSeries int64
 	nSeries   atomic.Int64
 	series    sync.Map // labelKey -> *series
 	open      sync.Map // *Open -> struct{}; connections whose bytes are still moving
 	evicted   prometheus.Counter
+	waits     *prometheus.CounterVec
 	other     *series // all label sets beyond maxSeries
 }
 
@@ -87,9 +90,12 @@ func NewMetrics(reg prometheus.Registerer, tag string) (*Metrics, error) {
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{})}
 	m.evicted = prometheus.NewCounter(prometheus.CounterOpts{
 		Name: "isthmus_telemetry_label_sets_evicted_total", Help: "The total number of label sets that were dropped because nothing was counted for long."})
+	m.waits = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "isthmus_proxy_endpoint_waits_total",
+		Help: "The total number of connections that found every known endpoint gone and waited for another, by whether one came."}, []string{"outcome"})
 	m.lookups = newOnDemandDNS()
 	m.revoked, m.untracked = newCRLMetrics()
-	all = append(all, m.evicted, m.lookups.total, m.revoked, m.untracked)
+	all = append(all, m.newExpiry(), m.evicted, m.waits, m.lookups.total, m.revoked, m.untracked)
 	all = append(all, m.dns.collectors()...)
 	all = append(all, m.xds.collectors()...)
 	all = append(all, m.proxies.collectors()...)
@@ -218,6 +224,18 @@ func (m *Metrics) LimitReached(limit string) {
 	if m != nil {
 		m.limits.WithLabelValues(limit).Inc()
 	}
+}
+
+// EndpointWait counts a connection that waited for the mesh to know an endpoint that serves, and whether one came.
+func (m *Metrics) EndpointWait(found bool) {
+	if m == nil {
+		return
+	}
+	outcome := "none"
+	if found {
+		outcome = "found"
+	}
+	m.waits.WithLabelValues(outcome).Inc()
 }
 
 // Connections adds delta to the number of connections of a listener.

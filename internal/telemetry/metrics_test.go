@@ -1,9 +1,13 @@
 package telemetry
 
 import (
+	"compress/gzip"
+	"io"
+	"net/http"
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
@@ -73,6 +77,7 @@ func TestNilMetrics(t *testing.T) {
 	o.Closed(testConn(), OK)
 	m.Flush()
 	m.LimitReached("x")
+	m.EndpointWait(true)
 	m.DNSRequest("A", "udp", "", "")
 	m.ProxyStarted()
 	var a *AccessLog
@@ -125,6 +130,34 @@ func TestMetricNames(t *testing.T) {
 	}
 }
 
+func TestExpiry(t *testing.T) {
+	reg, m := newTestMetrics(t)
+	var at time.Time
+	value := func() float64 {
+		families, err := reg.Gather()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range families {
+			if f.GetName() == "isthmus_certificate_expiration_timestamp_seconds" {
+				return f.GetMetric()[0].GetGauge().GetValue()
+			}
+		}
+		t.Fatal("there is no gauge")
+		return 0
+	}
+	if got := value(); got != 0 {
+		t.Errorf("before there is a manager: %v, want 0", got)
+	}
+	m.WatchExpiry(func() time.Time { return at })
+	if got := value(); got != 0 {
+		t.Errorf("without certificates: %v, want 0", got)
+	}
+	if at = time.UnixMilli(1_800_000_000_500); value() != 1_800_000_000.5 {
+		t.Errorf("expiry = %v", value())
+	}
+}
+
 func BenchmarkConnectionMetrics(b *testing.B) {
 	m, err := NewMetrics(prometheus.NewRegistry(), "")
 	if err != nil {
@@ -136,5 +169,55 @@ func BenchmarkConnectionMetrics(b *testing.B) {
 		o := m.Opened(c)
 		o.Transfer(c, func() (uint64, uint64) { return 1, 1 })
 		o.Closed(c, OK)
+	}
+}
+
+// Scrapers get the format that they ask for, compressed if they can take it.
+func TestFormats(t *testing.T) {
+	reg, m := newTestMetrics(t)
+	m.Opened(testConn()).Closed(testConn(), OK)
+	srv := httptest.NewServer(MetricsHandler(reg, m))
+	defer srv.Close()
+	const open = "application/openmetrics-text; version=1.0.0; charset=utf-8"
+	for _, c := range []struct {
+		accept, encoding       string
+		contentType, gotEncode string
+		end                    bool // OpenMetrics ends with a mark
+	}{
+		{contentType: "text/plain; version=0.0.4; charset=utf-8"},
+		{accept: "*/*", contentType: "text/plain; version=0.0.4; charset=utf-8"},
+		{accept: "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.2", contentType: open, end: true},
+		{accept: "text/plain;version=0.0.4", encoding: "gzip", contentType: "text/plain; version=0.0.4; charset=utf-8", gotEncode: "gzip"},
+		{accept: "application/openmetrics-text;version=1.0.0", encoding: "gzip, deflate", contentType: open, gotEncode: "gzip", end: true},
+		{encoding: "identity", contentType: "text/plain; version=0.0.4; charset=utf-8"},
+		{encoding: "br", contentType: "text/plain; version=0.0.4; charset=utf-8"},
+	} {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, srv.URL+"/metrics", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("Accept", c.accept)
+		req.Header.Set("Accept-Encoding", c.encoding)
+		resp, err := (&http.Transport{DisableCompression: true}).RoundTrip(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		body := io.Reader(resp.Body)
+		if resp.Header.Get("Content-Encoding") == "gzip" {
+			if body, err = gzip.NewReader(resp.Body); err != nil {
+				t.Fatal(err)
+			}
+		}
+		text, err := io.ReadAll(body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if got := resp.Header.Get("Content-Type"); !strings.HasPrefix(got, c.contentType) || resp.Header.Get("Content-Encoding") != c.gotEncode {
+			t.Errorf("Accept %q, Accept-Encoding %q = %q, %q; want %q, %q", c.accept, c.encoding, got, resp.Header.Get("Content-Encoding"), c.contentType, c.gotEncode)
+		}
+		if !strings.Contains(string(text), "istio_tcp_connections_opened_total{") || strings.HasSuffix(string(text), "# EOF\n") != c.end {
+			t.Errorf("Accept %q: the text is not in that format:\n%.200s", c.accept, text)
+		}
 	}
 }

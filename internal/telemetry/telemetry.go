@@ -120,4 +120,6 @@ type Conn struct {
 	HBONEAddr string // the authority inside the tunnel
 	Start     time.Time
 	Policy    mesh.PolicyKey // the policy that decided, when one did
+	Trace     Trace          // what the connection is part of
+	Rule      int            // the index of its rule that matched; negative when none did
 }

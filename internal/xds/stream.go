@@ -40,7 +40,10 @@ const (
 	maxClaims = 3 << 20
 )
 
-var tcpKeepAlive = net.KeepAliveConfig{Enable: true, Idle: 300 * time.Second, Interval: 75 * time.Second, Count: 9}
+// KeepAlive is how the connections to the control plane are probed; Config.Dial sees to it.
+func KeepAlive() net.KeepAliveConfig {
+	return net.KeepAliveConfig{Enable: true, Idle: 300 * time.Second, Interval: 75 * time.Second, Count: 9}
+}
 
 // The reasons for the end of a stream.
 const (

@@ -107,7 +107,7 @@ func New(cfg Config) (*Client, error) {
 		cfg.ServerName = host
 	}
 	if cfg.Dial == nil {
-		cfg.Dial = (&net.Dialer{KeepAliveConfig: tcpKeepAlive}).DialContext
+		cfg.Dial = (&net.Dialer{KeepAliveConfig: KeepAlive()}).DialContext
 	}
 	if cfg.TLS == nil {
 		cfg.TLS = func(*tls.Config) {}

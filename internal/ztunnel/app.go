@@ -190,7 +190,7 @@ func (a *app) controlPlane(ctx context.Context, g *group, fail func(error), who 
 	}
 	client, err := xds.New(xds.Config{
 		Address: a.cfg.XDSAddress, ServerName: a.cfg.XDSServerName, Roots: roots, Token: who.token, TokenRejected: who.rejected,
-		ClusterID: who.clusterID, Headers: a.cfg.XDSHeaders, Sink: a.store, Dial: a.dial, TLS: a.cfg.Tuning.TLS.Apply,
+		ClusterID: who.clusterID, Headers: a.cfg.XDSHeaders, Sink: a.store, Dial: a.dialControlPlane, TLS: a.cfg.Tuning.TLS.Apply,
 		Metrics: xdsMetrics{a.metrics}, Log: a.log,
 		Node: xds.NodeInfo{Name: who.name, Namespace: who.namespace, InstanceIP: who.instanceIP, NodeName: a.cfg.NodeName,
 			Metadata: a.nodeMetadata(who)},
@@ -214,7 +214,7 @@ func (a *app) startCA(ctx context.Context, g *group, fail func(error), who ident
 	}
 	ca, err := istioca.New(istioca.Config{
 		Address: a.cfg.CAAddress, ServerName: a.cfg.CAServerName, Roots: roots, Token: who.token, TokenRejected: who.rejected,
-		ClusterID: who.clusterID, Headers: a.cfg.CAHeaders, Dial: a.dial, TLS: a.cfg.Tuning.TLS.Apply, Log: a.log,
+		ClusterID: who.clusterID, Headers: a.cfg.CAHeaders, Dial: a.dialControlPlane, TLS: a.cfg.Tuning.TLS.Apply, Log: a.log,
 	})
 	if err != nil {
 		return err
@@ -224,6 +224,7 @@ func (a *app) startCA(ctx context.Context, g *group, fail func(error), who ident
 		return err
 	}
 	a.manager.set(manager)
+	a.metrics.WatchExpiry(manager.EarliestExpiry)
 	g.start(ctx, fail, manager.Run)
 	g.start(ctx, fail, func(ctx context.Context) error {
 		<-ctx.Done()

@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -25,8 +26,9 @@ func startBroker(t *testing.T, istiod *meshtest.Istiod, refusals int32) *httptes
 	t.Helper()
 	var asked atomic.Int32
 	s := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		var proof iamproof.TokenRequest
-		if err := json.NewDecoder(r.Body).Decode(&proof); err != nil || proof.Region != "us-east-2" || proof.Signature == "" {
+		text, _ := io.ReadAll(r.Body)
+		proof, err := iamproof.ParseProof(text)
+		if err != nil || proof.Region != "us-east-2" || proof.Signature == "" {
 			t.Errorf("the broker was sent no proof: %+v, %v", proof, err)
 		}
 		if asked.Add(1) <= refusals {
@@ -34,8 +36,12 @@ func startBroker(t *testing.T, istiod *meshtest.Istiod, refusals int32) *httptes
 			_ = json.NewEncoder(w).Encode(iamproof.TokenError{Code: "IST2103", Message: "the role is not mapped"})
 			return
 		}
-		_ = json.NewEncoder(w).Encode(iamproof.TokenResponse{Token: "from-the-broker", Expiration: time.Now().Add(time.Hour), Namespace: "default", ServiceAccount: "shell",
+		sealed, err := iamproof.Seal(proof.Key, iamproof.TokenResponse{Token: "from-the-broker", Expiration: time.Now().Add(time.Hour), Namespace: "default", ServiceAccount: "shell",
 			WorkloadName: "ecs-task-1", TrustDomain: "cluster.local", ClusterID: "Kubernetes", Network: "eks"})
+		if err != nil {
+			t.Error(err)
+		}
+		_, _ = w.Write(sealed)
 	}))
 	cert := istiod.CA.Issue(t, meshtest.ID("istio-system", "isthmus-controller"))
 	s.TLS = &tls.Config{MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{cert.TLS}}

@@ -56,6 +56,7 @@ type Config struct {
 	SpoofSource        bool
 	Redirect           bool // dedicated mode: redirect the connections of the own network namespace to this proxy
 	ResponseBaggage    bool
+	LogDecisions       bool // of policies, at info instead of debug
 	InpodSocket        string
 	PortReuse          bool
 	MaxConnections     int
@@ -68,12 +69,14 @@ type Config struct {
 	// PolicyWait: true allows it.
 	AllowMissingPolicies bool
 	PolicyWait           time.Duration
+	EndpointWait         time.Duration // for another endpoint when all have failed; less than 0 is not at all
 	MetricIdle           time.Duration // how long a metric's label set is kept unused
 	DNSCache             int           // answers kept
 	Threads              int           // GOMAXPROCS; 0 leaves it to Go, which honours the container's limit
 
-	TLSRoutes map[string]string
-	TLSPorts  []uint16
+	TLSRoutes       map[string]string
+	TLSPorts        []uint16
+	GatewayServices []string // that the gateway serves; empty means all of its network
 
 	Grace     time.Duration
 	LogFormat telemetry.Format
@@ -98,6 +101,10 @@ type BrokerSettings struct {
 	Identity   mesh.Identity
 	Audience   string
 	Region     string
+	// WebIdentity proves the role by a token that STS signs, instead of a request that the broker has STS check.
+	WebIdentity bool
+	// STSEndpoint is asked for such tokens instead of the region's own STS.
+	STSEndpoint string
 }
 
 // Addresses are where the proxy listens, "host:port"; an empty host is every address, and "localhost" is 127.0.0.1 and,
@@ -265,8 +272,23 @@ func (e *environment) broker(c *Config) {
 	if b.Identity, err = mesh.ParseIdentity(id); err != nil {
 		e.fail("ISTHMUS_BROKER_IDENTITY", "%v", err)
 	}
+	switch v := e.get("ISTHMUS_PROOF"); v {
+	case "", "signature":
+	case "web-identity":
+		b.WebIdentity = true
+	default:
+		e.fail("ISTHMUS_PROOF", "%q is neither signature nor web-identity", v)
+	}
+	if b.STSEndpoint = e.get("ISTHMUS_STS_ENDPOINT"); b.STSEndpoint != "" {
+		if u, err := url.Parse(b.STSEndpoint); err != nil || u.Host == "" || u.Scheme != "https" && u.Scheme != "http" {
+			e.fail("ISTHMUS_STS_ENDPOINT", "%q is not an http(s) URL", b.STSEndpoint)
+		}
+	}
 	if b.Address == "" {
 		return
+	}
+	if b.WebIdentity && e.get(metadataURI) == "" {
+		e.fail("ISTHMUS_PROOF", "web-identity is for tasks of ECS only: %s is not set", metadataURI)
 	}
 	if c.Mode != Dedicated {
 		e.fail("ISTHMUS_BROKER_ADDRESS", "is for dedicated mode only")

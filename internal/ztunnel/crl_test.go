@@ -60,25 +60,31 @@ func through(t *testing.T, ip netip.Addr, target string) (net.Conn, error) {
 	return c, err
 }
 
+// echoAt runs a server that says what it is told.
+func echoAt(t *testing.T, at netip.AddrPort) {
+	t.Helper()
+	l, err := net.Listen("tcp", at.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() { _, _ = io.Copy(c, c); c.Close() }()
+		}
+	}()
+}
+
 // A certificate that is revoked ends the live connections of its owner and keeps new ones out, at either side.
 func TestRevocation(t *testing.T) {
 	for _, side := range []string{"server refuses the client", "client refuses the server"} {
 		t.Run(side, func(t *testing.T) {
 			istiod := newMesh(t)
-			l, err := net.Listen("tcp", netip.AddrPortFrom(echoIP, 9090).String())
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer l.Close()
-			go func() {
-				for {
-					c, err := l.Accept()
-					if err != nil {
-						return
-					}
-					go func() { _, _ = io.Copy(c, c); c.Close() }()
-				}
-			}()
+			echoAt(t, netip.AddrPortFrom(echoIP, 9090))
 			list := filepath.Join(t.TempDir(), "crl.pem") // does not exist yet
 			env := map[bool]string{true: "CRL_PATH=" + list, false: "CRL_PATH="}
 			atServer := side == "server refuses the client"

@@ -5,7 +5,6 @@ import (
 	"maps"
 	"net"
 	"net/netip"
-	"os"
 	"runtime"
 	"slices"
 	"strconv"
@@ -15,8 +14,9 @@ import (
 	"github.com/isthmus-mesh/isthmus/internal/capture/redirect"
 	"github.com/isthmus-mesh/isthmus/internal/gateway"
 	"github.com/isthmus-mesh/isthmus/internal/hbone"
+	"github.com/isthmus-mesh/isthmus/internal/proxy/failover"
 	"github.com/isthmus-mesh/isthmus/internal/telemetry"
-	"github.com/isthmus-mesh/isthmus/internal/xds"
+	"github.com/isthmus-mesh/isthmus/internal/xds/local"
 )
 
 // Tuning are the settings of sockets and tunnels.
@@ -24,6 +24,7 @@ type Tuning struct {
 	KeepAlive      net.KeepAliveConfig
 	UserTimeout    time.Duration // TCP_USER_TIMEOUT; 0 sets none
 	PoolStreams    int           // per pooled HBONE connection
+	PoolConns      int           // pooled HBONE connections, per workload
 	PoolIdle       time.Duration // until an unused one is closed
 	Limits         hbone.Limits
 	TLS            hbone.TLSPolicy
@@ -52,6 +53,7 @@ func (e *environment) dataPath(c *Config) {
 	}
 	c.SpoofSource = e.boolean("ENABLE_ORIG_SRC", captured)
 	c.ResponseBaggage = e.boolean("ENABLE_RESPONSE_BAGGAGE", true)
+	c.LogDecisions = e.boolean("AUTHZ_POLICY_INFO_LOGGING", false)
 	c.InpodSocket = e.or("INPOD_UDS", defaultInpodSocket)
 	c.PortReuse = e.boolean("INPOD_PORT_REUSE", true)
 	c.MaxConnections = e.integer("ISTHMUS_MAX_CONNECTIONS", 0, 1, 1<<24)
@@ -64,6 +66,9 @@ func (e *environment) dataPath(c *Config) {
 		e.fail("ISTHMUS_MISSING_POLICY", "%q is neither deny nor allow", v)
 	}
 	c.PolicyWait = max(e.duration("ISTHMUS_POLICY_WAIT", defaultPolicyWait), time.Millisecond)
+	if c.EndpointWait = e.duration("ISTHMUS_ENDPOINT_WAIT", failover.DefaultWait); c.EndpointWait <= 0 {
+		c.EndpointWait = -1
+	}
 	c.MetricIdle = max(e.duration("ISTHMUS_METRIC_IDLE", telemetry.DefaultMetricIdle), time.Second)
 	c.DNSCache = e.integer("ISTHMUS_DNS_CACHE", 0, 1, 1<<20)
 	if v := e.meta("DNS_PROXY_ADDR", ""); v != "" {
@@ -78,6 +83,9 @@ func (e *environment) dataPath(c *Config) {
 		e.fail("GATEWAY_TLS_ROUTES", "%v", err)
 	}
 	c.TLSRoutes = routes
+	if c.GatewayServices, err = gateway.ParseServices(e.get("GATEWAY_SERVICES")); err != nil {
+		e.fail("GATEWAY_SERVICES", "%v", err)
+	}
 	for p := range strings.SplitSeq(e.or("GATEWAY_TLS_PORTS", strconv.Itoa(defaultGatewayListen)), ",") {
 		n, err := strconv.ParseUint(strings.TrimSpace(p), 10, 16)
 		if err != nil || n == 0 {
@@ -104,6 +112,7 @@ func (e *environment) tuning(c *Config) {
 		t.UserTimeout = t.KeepAlive.Idle + time.Duration(t.KeepAlive.Count)*t.KeepAlive.Interval
 	}
 	t.PoolStreams = e.integer("POOL_MAX_STREAMS_PER_CONNECTION", 0, 1, 1<<16)
+	t.PoolConns = e.integer("ISTHMUS_MAX_POOLED_CONNECTIONS", 0, 1, 1<<24)
 	t.PoolIdle = e.duration("POOL_UNUSED_RELEASE_TIMEOUT", 0)
 	t.Limits = hbone.Limits{
 		StreamWindow: e.integer("HTTP2_STREAM_WINDOW_SIZE", 0, 1, 1<<31-1), FrameSize: e.integer("HTTP2_FRAME_SIZE", 0, 1, 1<<31-1),
@@ -147,14 +156,14 @@ func (e *environment) local(c *Config) {
 		return
 	case path != "":
 		key = "LOCAL_XDS_PATH"
-		b, err := os.ReadFile(path)
+		b, err := readLimited(path, local.MaxBytes)
 		if err != nil {
 			e.fail(key, "%v", err)
 			return
 		}
 		text = string(b)
 	}
-	u, err := xds.ParseLocal([]byte(text))
+	u, err := local.Parse([]byte(text))
 	if err != nil {
 		e.fail(key, "%v", err)
 		return

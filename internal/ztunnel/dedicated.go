@@ -6,8 +6,11 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/aws/aws-sdk-go-v2/aws"
+
 	"github.com/isthmus-mesh/isthmus/internal/capture/redirect"
 	"github.com/isthmus-mesh/isthmus/internal/identity/iamproof"
+	"github.com/isthmus-mesh/isthmus/internal/identity/webidentity"
 	"github.com/isthmus-mesh/isthmus/internal/logattr"
 	"github.com/isthmus-mesh/isthmus/internal/mesh"
 	"github.com/isthmus-mesh/isthmus/internal/proxy"
@@ -91,13 +94,18 @@ func (a *app) whoAmI(data, control context.Context, g *group, fail func(error)) 
 	if a.cfg.Broker.Address == "" {
 		return who, nil, nil
 	}
-	region := a.cfg.Broker.Region
-	if region == "" {
-		if region, err = a.taskRegion(data); err != nil {
+	region, taskID := a.cfg.Broker.Region, ""
+	if region == "" || a.cfg.Broker.WebIdentity {
+		task, err := a.taskARN(data)
+		if err != nil {
 			return who, nil, err
 		}
+		if region == "" {
+			region = task.region
+		}
+		taskID = task.id
 	}
-	broker, err := a.broker(region)
+	broker, err := a.broker(region, taskID)
 	if err != nil {
 		return who, nil, err
 	}
@@ -121,7 +129,7 @@ func (a *app) whoAmI(data, control context.Context, g *group, fail func(error)) 
 	return who, synthesise(who, answer.TrustDomain), nil
 }
 
-func (a *app) broker(region string) (*iamproof.BrokerClient, error) {
+func (a *app) broker(region, taskID string) (*iamproof.BrokerClient, error) {
 	roots, err := rootsOf("XDS_ROOT_CA", a.cfg.XDSRoot)
 	if err != nil {
 		return nil, err
@@ -131,9 +139,20 @@ func (a *app) broker(region string) (*iamproof.BrokerClient, error) {
 		return nil, err
 	}
 	b := a.cfg.Broker
+	var prove func(context.Context) (iamproof.Asking, error)
+	if b.WebIdentity {
+		client, err := webidentity.NewClient(webidentity.ClientConfig{
+			Credentials: func(ctx context.Context) (aws.Credentials, error) { return iamproof.Retrieve(ctx, creds) },
+			Region:      region, Audience: b.Audience, TaskID: taskID, Endpoint: b.STSEndpoint, Dial: a.dial,
+		})
+		if err != nil {
+			return nil, err
+		}
+		prove = client.Prove
+	}
 	return iamproof.NewBrokerClient(iamproof.BrokerConfig{
 		Address: b.Address, ServerName: b.ServerName, Identity: b.Identity, Roots: roots, Credentials: creds,
-		Region: region, Audience: b.Audience, Dial: a.dial, MinTokenAge: a.cfg.tokenAge, Log: a.log,
+		Region: region, Audience: b.Audience, Prove: prove, Dial: a.dial, MinTokenAge: a.cfg.tokenAge, Log: a.log,
 	})
 }
 

@@ -31,7 +31,7 @@ func (a *app) adminServer(ctx context.Context, shutdown func()) (*admin.Server, 
 	}
 	return admin.New(admin.Config{
 		Admin: ls[0], Metrics: ls[1], Readiness: ls[2],
-		Dump: a.dump, Levels: a.levels, Shutdown: shutdown, Ready: a.ready,
+		Dump: a.dump, Why: a.why, Levels: a.levels, Shutdown: shutdown, Ready: a.ready,
 		Gather: telemetry.MetricsHandler(a.reg, a.metrics), Log: a.log.With(logattr.Scope("admin")),
 	})
 }
@@ -117,7 +117,7 @@ func (a *app) settings() map[string]any {
 		"keepaliveTime": c.Tuning.KeepAlive.Idle.String(), "keepaliveInterval": c.Tuning.KeepAlive.Interval.String(),
 		"keepaliveRetries": c.Tuning.KeepAlive.Count, "keepaliveEnabled": c.Tuning.KeepAlive.Enable, "userTimeout": c.Tuning.UserTimeout.String(),
 		"tls": describeTLS(c.Tuning.TLS), "crlPath": c.CRLPath, "workerThreads": runtime.GOMAXPROCS(0),
-		"missingPolicies": map[bool]string{true: "allow", false: "deny"}[c.AllowMissingPolicies], "policyWait": c.PolicyWait.String(),
+		"missingPolicies": map[bool]string{true: "allow", false: "deny"}[c.AllowMissingPolicies], "policyWait": c.PolicyWait.String(), "endpointWait": max(c.EndpointWait, 0).String(),
 		"outboundPort": mesh.OutboundPort, "inboundPort": mesh.InboundPort, "hbonePort": mesh.HBONEPort,
 	}
 }

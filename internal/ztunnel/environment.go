@@ -2,7 +2,6 @@ package ztunnel
 
 import (
 	"fmt"
-	"os"
 	"strconv"
 	"strings"
 	"time"
@@ -109,11 +108,11 @@ const maxMeshConfig = 4 << 20
 // proxyConfig reads the mesh configuration file, if there is one, and PROXY_CONFIG, which wins.
 func (e *environment) proxyConfig(c *Config) {
 	if path, ok := mounted(meshConfigFile); ok {
-		text, err := os.ReadFile(path)
+		text, err := readLimited(path, maxMeshConfig)
 		var file struct {
 			DefaultConfig proxyConfig `json:"defaultConfig"`
 		}
-		if err == nil && len(text) <= maxMeshConfig {
+		if err == nil {
 			err = yaml.Unmarshal(text, &file)
 		}
 		if err != nil {

@@ -81,7 +81,8 @@ func (a *app) runTunnels(data, control context.Context, g *group, fail func(erro
 	if !a.synced(data, synced) {
 		return nil
 	}
-	gc.Store, gc.Self, gc.TLS, gc.Limits = a.store, self, a.cfg.Tuning.TLS, a.cfg.Tuning.Limits
+	gc.Store, gc.Self, gc.Services, gc.TLS, gc.Limits = a.store, self, a.cfg.GatewayServices, a.cfg.Tuning.TLS, a.cfg.Tuning.Limits
+	gc.PolicyWait, gc.AllowMissingPolicies, gc.LogDecisions, gc.EndpointWait = a.cfg.PolicyWait, a.cfg.AllowMissingPolicies, a.cfg.LogDecisions, a.cfg.EndpointWait
 	if a.crl != nil {
 		gc.VerifyPeer = func(path []*x509.Certificate) error { return a.verifyPeer(telemetry.Destination, path) }
 	}

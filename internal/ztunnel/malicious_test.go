@@ -57,6 +57,11 @@ func (r *running) opened(t *testing.T) (n float64) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return sumOpened(t, text)
+}
+
+func sumOpened(t *testing.T, text string) (n float64) {
+	t.Helper()
 	for line := range strings.Lines(text) {
 		if strings.HasPrefix(line, "istio_tcp_connections_opened_total{") {
 			var v float64
@@ -150,6 +155,50 @@ func TestMaliciousCalls(t *testing.T) {
 				return err == nil && !strings.Contains(text, `"originalDst"`)
 			})
 		})
+	}
+}
+
+// The same for a task whose proxy captures its own namespace, where all its ports are. What it serves to everybody, and to
+// the task itself on the loopback, is served; nothing else is, and nothing goes round in circles.
+func TestMaliciousCallsToRedirectedTask(t *testing.T) {
+	task, peer := newPod(t), newPod(t)
+	taskIP, peerIP := netip.MustParseAddr("10.3.0.1"), netip.MustParseAddr("10.3.0.2")
+	link(t, task, peer, taskIP, peerIP)
+	serveIn(t, task, "10.3.0.1:8080", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "hello") })
+	text := fmt.Sprintf(`{workloads: [{uid: shell-1, name: shell-1, namespace: default, serviceAccount: shell, network: eks, workloadIps: [%s], protocol: TCP}]}`, taskIP)
+	proxyIn(t, task, &lockedBuffer{}, "ISTHMUS_REDIRECT=true", "UNSTABLE_ENABLE_SOCKS5=true", "PROXY_WORKLOAD_INFO=default/shell-1/shell", "NETWORK=eks",
+		"INSTANCE_IP="+taskIP.String(), "XDS_ADDRESS=", "CA_ADDRESS=", "LOCAL_XDS="+text)
+	meshtest.Eventually(t, "the proxy is ready", func() bool {
+		_, _, code := curlIn(t, task, "-f", fmt.Sprintf("http://127.0.0.1:%d/healthz/ready", mesh.ReadinessPort))
+		return code == 0
+	})
+	opened := func() float64 {
+		out, _, _ := curlIn(t, task, fmt.Sprintf("http://127.0.0.1:%d/metrics", mesh.MetricsPort))
+		return sumOpened(t, out)
+	}
+	if out, err := attempt(t, peer, "10.3.0.1:8080"); !strings.Contains(out, "hello") {
+		t.Fatalf("the application itself = %q, %v", out, err)
+	}
+	for _, port := range proxyPorts() {
+		for from, call := range map[string]struct {
+			ns *inpod.Netns
+			ip string
+		}{"the peer": {peer, taskIP.String()}, "the task itself": {task, taskIP.String()}, "the task's loop": {task, "127.0.0.1"}, "the task outwards": {task, peerIP.String()}} {
+			before := opened()
+			target := fmt.Sprintf("%s:%d", call.ip, port)
+			out, err := attempt(t, call.ns, target)
+			var ne net.Error
+			if errors.As(err, &ne) && ne.Timeout() && port != mesh.DNSPort {
+				t.Errorf("%s to %s: hangs instead of being refused: %v", from, target, err)
+			}
+			public := port == mesh.MetricsPort || port == mesh.ReadinessPort || port == mesh.AdminPort && call.ip == "127.0.0.1"
+			if served := strings.HasPrefix(out, "HTTP/1.") && (strings.Contains(out, " 200 ") || strings.Contains(out, " 404 ")); served && !public {
+				t.Errorf("%s to %s: was served: %.60q", from, target, out)
+			}
+			if n := opened() - before; n > maxHops {
+				t.Errorf("%s to %s: one call became %v connections", from, target, n)
+			}
+		}
 	}
 }
 

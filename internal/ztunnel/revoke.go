@@ -15,7 +15,7 @@ type rechecker interface{ Recheck() }
 // tunnelConfig is how proxies make and accept tunnels.
 func (a *app) tunnelConfig() proxy.TunnelConfig {
 	t := a.cfg.Tuning
-	c := proxy.TunnelConfig{MaxStreams: t.PoolStreams, IdleTimeout: t.PoolIdle, Limits: t.Limits, TLS: t.TLS}
+	c := proxy.TunnelConfig{MaxStreams: t.PoolStreams, MaxConns: t.PoolConns, IdleTimeout: t.PoolIdle, Limits: t.Limits, TLS: t.TLS}
 	if a.crl != nil {
 		c.VerifyPeer = a.verifyPeer
 	}

@@ -36,10 +36,10 @@ func TestTuning(t *testing.T) {
 		t.Errorf("defaults (-want +got):\n%s", diff)
 	}
 	got := parse(t, "KEEPALIVE_ENABLED=false", "KEEPALIVE_TIME=10s", "KEEPALIVE_INTERVAL=2s", "KEEPALIVE_RETRIES=3", "USER_TIMEOUT_ENABLED=true",
-		"POOL_MAX_STREAMS_PER_CONNECTION=7", "POOL_UNUSED_RELEASE_TIMEOUT=1m", "HTTP2_STREAM_WINDOW_SIZE=100000", "HTTP2_CONNECTION_WINDOW_SIZE=400000",
+		"POOL_MAX_STREAMS_PER_CONNECTION=7", "ISTHMUS_MAX_POOLED_CONNECTIONS=9", "POOL_UNUSED_RELEASE_TIMEOUT=1m", "HTTP2_STREAM_WINDOW_SIZE=100000", "HTTP2_CONNECTION_WINDOW_SIZE=400000",
 		"HTTP2_FRAME_SIZE=32768", "LOCALHOST_APP_TUNNEL=false", "TLS12_ENABLED=true").Tuning
 	want = Tuning{KeepAlive: net.KeepAliveConfig{Idle: 10 * time.Second, Interval: 2 * time.Second, Count: 3}, UserTimeout: 16 * time.Second,
-		PoolStreams: 7, PoolIdle: time.Minute, Limits: hbone.Limits{StreamWindow: 100000, ConnWindow: 400000, FrameSize: 32768}, TLS: hbone.TLSPolicy{TLS12: true}}
+		PoolStreams: 7, PoolConns: 9, PoolIdle: time.Minute, Limits: hbone.Limits{StreamWindow: 100000, ConnWindow: 400000, FrameSize: 32768}, TLS: hbone.TLSPolicy{TLS12: true}}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("all set (-want +got):\n%s", diff)
 	}
@@ -78,6 +78,32 @@ proxyMetadata:
 		if got := parse(t, "ZTUNNEL_WORKER_THREADS="+v).Threads; got != want {
 			t.Errorf("ZTUNNEL_WORKER_THREADS=%s = %d, want %d", v, got, want)
 		}
+	}
+}
+
+// The file that Istio mounts, and what wins over it.
+func TestMeshConfigFile(t *testing.T) {
+	t.Chdir(t.TempDir())
+	if err := os.MkdirAll(filepath.Dir(meshConfigFile), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	write := func(text string) {
+		if err := os.WriteFile(meshConfigFile, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(`{accessLogFile: /dev/stdout, defaultConfig: {discoveryAddress: "file:1", statsPort: 15777, concurrency: 2, proxyMetadata: {A: file, B: file}}}`)
+	c := parse(t)
+	if c.XDSAddress != "https://file:1" || c.Listen.Metrics != ":15777" || c.Threads != 2 || c.Metadata["A"] != "file" {
+		t.Errorf("the file gives %q, %q, %d, %v", c.XDSAddress, c.Listen.Metrics, c.Threads, c.Metadata)
+	}
+	c = parse(t, "PROXY_CONFIG={discoveryAddress: 'env:2', proxyMetadata: {B: env}}", "ISTIO_META_C=meta")
+	if c.XDSAddress != "https://env:2" || c.Listen.Metrics != ":15777" || c.Metadata["A"] != "file" || c.Metadata["B"] != "env" || c.Metadata["C"] != "meta" {
+		t.Errorf("with PROXY_CONFIG: %q, %q, %v", c.XDSAddress, c.Listen.Metrics, c.Metadata)
+	}
+	write("defaultConfig: [")
+	if _, err := ParseConfig(nil); err == nil || !strings.Contains(err.Error(), meshConfigFile) {
+		t.Errorf("a file that is no YAML = %v", err)
 	}
 }
 
@@ -125,6 +151,40 @@ func TestSocketOptions(t *testing.T) {
 	defer c.Close()
 	if option(t, c, [2]int{unix.SOL_SOCKET, unix.SO_KEEPALIVE}) != 0 {
 		t.Error("KEEPALIVE_ENABLED=false does not switch it off")
+	}
+}
+
+// The sockets to istiod have the keepalive that is theirs, whatever is set for those of the data path.
+func TestControlPlaneSockets(t *testing.T) {
+	istiod := newMesh(t)
+	shell := start(t, shellIP, istiod, "PROXY_WORKLOAD_INFO=default/shell-1/shell", "KEEPALIVE_ENABLED=false")
+	meshtest.Eventually(t, "it is ready", shell.ready)
+	want := netip.MustParseAddrPort(istiod.Address())
+	fds, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := 0
+	for _, entry := range fds {
+		var fd int
+		if _, err := fmt.Sscan(entry.Name(), &fd); err != nil {
+			t.Fatal(err)
+		}
+		peer, err := unix.Getpeername(fd)
+		at, ok := peer.(*unix.SockaddrInet4)
+		if err != nil || !ok || netip.AddrPortFrom(netip.AddrFrom4(at.Addr), uint16(at.Port)) != want {
+			continue
+		}
+		found++
+		for opt, want := range map[[2]int]int{{unix.SOL_SOCKET, unix.SO_KEEPALIVE}: 1, {unix.IPPROTO_TCP, unix.TCP_KEEPIDLE}: 300, {unix.IPPROTO_TCP, unix.TCP_KEEPINTVL}: 75,
+			{unix.IPPROTO_TCP, unix.TCP_KEEPCNT}: 9, {unix.IPPROTO_TCP, unix.TCP_NODELAY}: 1} {
+			if got, err := unix.GetsockoptInt(fd, opt[0], opt[1]); err != nil || got != want {
+				t.Errorf("descriptor %d: option %v = %d, %v; want %d", fd, opt, got, err, want)
+			}
+		}
+	}
+	if found < 2 {
+		t.Errorf("%d sockets to istiod were found, want one for xDS and one for certificates", found)
 	}
 }
 

@@ -51,7 +51,7 @@ func (a *app) serveSelf(data context.Context, g *group, fail func(error)) error 
 	}
 	p, err := proxy.New(proxy.Config{
 		Workload: info, Network: a.cfg.Network, Store: a.store, Certs: a.certificate, Dial: a.dialIn(nil),
-		LoopbackFallback: true, NoResponseBaggage: !a.cfg.ResponseBaggage, Tunnel: a.tunnelConfig(),
+		LoopbackFallback: true, NoBaggage: !a.cfg.ResponseBaggage, LogDecisions: a.cfg.LogDecisions, Tunnel: a.tunnelConfig(),
 		PolicyWait: a.cfg.PolicyWait, AllowMissingPolicies: a.cfg.AllowMissingPolicies,
 		Grace: a.cfg.Grace, MaxConnections: maxSelfConnections, Metrics: a.metrics, Access: a.access,
 		Log: a.log.With(logattr.Scope("proxy"), logattr.WorkloadName(info.Namespace, info.Name)),

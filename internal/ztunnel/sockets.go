@@ -9,6 +9,7 @@ import (
 
 	"github.com/isthmus-mesh/isthmus/internal/capture/inpod"
 	"github.com/isthmus-mesh/isthmus/internal/capture/redirect"
+	"github.com/isthmus-mesh/isthmus/internal/xds"
 )
 
 // dialer makes connections that capture leaves alone.
@@ -23,6 +24,13 @@ func (a *app) dialer() *net.Dialer {
 
 func (a *app) dial(ctx context.Context, network, addr string) (net.Conn, error) {
 	return a.dialer().DialContext(ctx, network, addr)
+}
+
+// dialControlPlane is dial for istiod, whose connections have a keepalive of their own.
+func (a *app) dialControlPlane(ctx context.Context, network, addr string) (net.Conn, error) {
+	d := a.dialer()
+	d.KeepAlive, d.KeepAliveConfig = 0, xds.KeepAlive()
+	return d.DialContext(ctx, network, addr)
 }
 
 // lookupHost resolves gateways that are known by name only.

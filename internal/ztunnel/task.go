@@ -38,44 +38,47 @@ func linkLocal() []netip.Prefix {
 	return []netip.Prefix{netip.MustParsePrefix("169.254.170.2/32"), netip.MustParsePrefix("169.254.169.254/32"), netip.MustParsePrefix("fd00:ec2::254/128")}
 }
 
-// taskRegion asks the ECS agent for the region, which only Fargate puts into the environment. The agent may be slower
-// than we are.
-func (a *app) taskRegion(ctx context.Context) (string, error) {
+// taskName is what a task's ARN says of it.
+type taskName struct{ region, id string }
+
+// taskARN asks the ECS agent for the task: the environment names its region on Fargate only, and its id nowhere. The
+// agent may be slower than we are.
+func (a *app) taskARN(ctx context.Context) (taskName, error) {
 	uri := a.cfg.getenv(metadataURI)
 	t := time.NewTicker(time.Second)
 	defer t.Stop()
 	for {
-		region, err := readRegion(ctx, uri)
+		task, err := readTask(ctx, uri)
 		if err == nil {
-			return region, nil
+			return task, nil
 		}
-		a.log.Warn("the region is not known yet", logattr.Err(err))
+		a.log.Warn("the task's region and id are not known yet", logattr.Err(err))
 		select {
 		case <-ctx.Done():
-			return "", fmt.Errorf("stopped before the region was known: %w", err)
+			return taskName{}, fmt.Errorf("stopped before the task's region and id were known: %w", err)
 		case <-t.C:
 		}
 	}
 }
 
-func readRegion(ctx context.Context, uri string) (string, error) {
+func readTask(ctx context.Context, uri string) (taskName, error) {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, uri+"/task", nil)
 	if err != nil {
-		return "", fmt.Errorf("%s: %w", metadataURI, err)
+		return taskName{}, fmt.Errorf("%s: %w", metadataURI, err)
 	}
 	resp, err := (&http.Transport{DisableKeepAlives: true}).RoundTrip(req) // no proxy, whatever the environment says
 	if err != nil {
-		return "", fmt.Errorf("read the task's metadata: %w", err)
+		return taskName{}, fmt.Errorf("read the task's metadata: %w", err)
 	}
 	defer resp.Body.Close()
 	var task struct{ TaskARN string }
 	if err := json.NewDecoder(io.LimitReader(resp.Body, maxMetadata)).Decode(&task); err != nil {
-		return "", fmt.Errorf("read the task's metadata: status %d: %w", resp.StatusCode, err)
+		return taskName{}, fmt.Errorf("read the task's metadata: status %d: %w", resp.StatusCode, err)
 	}
 	if parts := strings.Split(task.TaskARN, ":"); len(parts) == 6 && parts[2] == "ecs" && parts[3] != "" {
-		return parts[3], nil
+		return taskName{region: parts[3], id: parts[5][strings.LastIndexByte(parts[5], '/')+1:]}, nil
 	}
-	return "", fmt.Errorf("read the task's metadata: %q is not a task", task.TaskARN)
+	return taskName{}, fmt.Errorf("read the task's metadata: %q is not a task", task.TaskARN)
 }

@@ -2,7 +2,6 @@ package ztunnel
 
 import (
 	"bytes"
-	"context"
 	"fmt"
 	"log/slog"
 	"net"
@@ -11,13 +10,13 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
-	"os/signal"
 	"runtime"
 	"strings"
 	"syscall"
 	"testing"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/isthmus-mesh/isthmus/internal/capture/inpod"
 	"github.com/isthmus-mesh/isthmus/internal/mesh"
@@ -27,53 +26,64 @@ import (
 // actAsProxy makes this test's program a proxy: one that changes its own network namespace needs a process of its own.
 const actAsProxy = "ISTHMUS_TEST_PROXY"
 
+// fewDescriptors is the soft limit of open files with which such a proxy begins.
+const fewDescriptors = 256
+
 func beProxy() int {
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
-	defer stop()
-	cfg, err := ParseConfig(os.Environ())
-	if err == nil {
-		err = Run(ctx, cfg, os.Stdout)
+	var l unix.Rlimit
+	err := unix.Getrlimit(unix.RLIMIT_NOFILE, &l)
+	if l.Cur = fewDescriptors; err == nil {
+		err = unix.Setrlimit(unix.RLIMIT_NOFILE, &l)
 	}
 	if err != nil {
 		fmt.Println(err)
 		return 1
 	}
-	return 0
+	return Main([]string{"proxy", "ztunnel"}, os.Environ(), os.Stdout, os.Stderr)
 }
 
-// proxyIn starts a proxy in a network namespace. stop ends it as ECS does and returns how it ended.
-func proxyIn(t *testing.T, ns *inpod.Netns, out *lockedBuffer, env ...string) (stop func() error) {
+// child is a proxy in a process of its own.
+type child struct {
+	cmd   *exec.Cmd
+	ended chan struct{} // closes when the process has ended
+	err   error         // how; read it after ended
+}
+
+// stop ends the proxy as ECS does and returns how it ended.
+func (c *child) stop() error {
+	_ = c.cmd.Process.Signal(syscall.SIGTERM)
+	<-c.ended
+	return c.err
+}
+
+// proxyIn starts a proxy in a network namespace.
+func proxyIn(t *testing.T, ns *inpod.Netns, out *lockedBuffer, env ...string) *child {
 	t.Helper()
 	cmd := exec.Command("/proc/self/exe")
 	cmd.Env = append([]string{actAsProxy + "=1", "PROXY_MODE=dedicated", "CONNECTION_TERMINATION_DEADLINE=1s"}, env...)
 	cmd.Stdout, cmd.Stderr = out, out
+	c := &child{cmd: cmd, ended: make(chan struct{})}
 	started := make(chan error, 1)
-	ended := make(chan error, 1)
 	go func() {
 		cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 		runtime.LockOSThread() // the child dies with the thread that starts it, which waits for it
-		started <- ns.Do(cmd.Start)
-		ended <- cmd.Wait()
+		err := ns.Do(cmd.Start)
+		started <- err
+		if err == nil {
+			c.err = cmd.Wait()
+		}
+		close(c.ended)
 	}()
 	if err := <-started; err != nil {
 		t.Fatal(err)
 	}
-	var result error
-	done := false
-	stop = func() error {
-		if !done {
-			_ = cmd.Process.Signal(syscall.SIGTERM)
-			result, done = <-ended, true
-		}
-		return result
-	}
 	t.Cleanup(func() {
-		_ = stop()
+		_ = c.stop()
 		if t.Failed() {
 			t.Logf("log of the proxy:\n%s", out)
 		}
 	})
-	return stop
+	return c
 }
 
 // TestRedirectOwnNamespace is a task whose proxy captures by itself: outbound connections and names, inbound connections
@@ -104,7 +114,7 @@ func TestRedirectOwnNamespace(t *testing.T) {
 {uid: echo-1, name: echo-1, namespace: ecs-demo-1, serviceAccount: echo, network: eks, workloadIps: [%s], protocol: TCP, services: {ecs-demo-1/%s: {80: 8080}}}],
 services: [{name: echo, namespace: ecs-demo-1, hostname: %s, vips: [eks/%s], ports: {80: 8080}}]}`, taskIP, peerIP, echoHost, echoHost, vip)
 	out := &lockedBuffer{}
-	stop := proxyIn(t, task, out, "ISTHMUS_REDIRECT=true", "PROXY_WORKLOAD_INFO=default/shell-1/shell", "NETWORK=eks", "INSTANCE_IP="+taskIP.String(),
+	proxy := proxyIn(t, task, out, "ISTHMUS_REDIRECT=true", "PROXY_WORKLOAD_INFO=default/shell-1/shell", "NETWORK=eks", "INSTANCE_IP="+taskIP.String(),
 		"XDS_ADDRESS=", "CA_ADDRESS=", "LOCAL_XDS="+text)
 	meshtest.Eventually(t, "the proxy is ready", func() bool {
 		_, _, code := curlIn(t, task, "-f", fmt.Sprintf("http://127.0.0.1:%d/healthz/ready", mesh.ReadinessPort))
@@ -135,7 +145,7 @@ services: [{name: echo, namespace: ecs-demo-1, hostname: %s, vips: [eks/%s], por
 	if strings.Contains(out.String(), "169.254.170.2") {
 		t.Error("a connection for the task's credentials went through the proxy")
 	}
-	if err := stop(); err != nil {
+	if err := proxy.stop(); err != nil {
 		t.Fatalf("the proxy ended with %v", err)
 	}
 	if got, _, code := curlIn(t, task, "http://10.3.0.2:8080/"); got != "hello 10.3.0.1" {
@@ -143,8 +153,8 @@ services: [{name: echo, namespace: ecs-demo-1, hostname: %s, vips: [eks/%s], por
 	}
 }
 
-// TestRegionFromTheTask is a task outside of Fargate, which has no AWS_REGION.
-func TestRegionFromTheTask(t *testing.T) {
+// TestNameFromTheTask is a task outside of Fargate, which has no AWS_REGION.
+func TestNameFromTheTask(t *testing.T) {
 	answers := []string{`not ready`, `{"TaskARN":"short"}`, `{"Cluster":"c","TaskARN":"arn:aws-cn:ecs:cn-north-1:123456789012:task/c/0123"}`}
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path != "/v4/x/task" {
@@ -160,10 +170,10 @@ func TestRegionFromTheTask(t *testing.T) {
 	}
 	var log bytes.Buffer
 	a := &app{cfg: cfg, log: slog.New(slog.NewTextHandler(&log, nil))}
-	if region, err := a.taskRegion(t.Context()); region != "cn-north-1" || err != nil {
-		t.Errorf("taskRegion = %q, %v", region, err)
+	if got, err := a.taskARN(t.Context()); got != (taskName{"cn-north-1", "0123"}) || err != nil {
+		t.Errorf("taskARN = %+v, %v", got, err)
 	}
-	if n := strings.Count(log.String(), "the region is not known yet"); n != 2 {
+	if n := strings.Count(log.String(), "the task's region and id are not known yet"); n != 2 {
 		t.Errorf("%d warnings, want 2:\n%s", n, &log)
 	}
 }

@@ -7,14 +7,32 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"os"
 	"strings"
 )
 
-// maxTokenFile bounds what is read as a token.
-const maxTokenFile = 64 << 10
+// Limits of what is read from files.
+const (
+	maxTokenFile = 64 << 10
+	maxRootFile  = 4 << 20
+)
+
+// readLimited reads a file, and refuses one of more than max bytes.
+func readLimited(path string, max int64) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	text, err := io.ReadAll(io.LimitReader(f, max+1))
+	if err == nil && int64(len(text)) > max {
+		return nil, fmt.Errorf("%s has more than %d bytes", path, max)
+	}
+	return text, err
+}
 
 // tokenOf returns a function that reads the bearer token: from a file each time, or the value itself. It is nil when
 // there is no token.
@@ -26,12 +44,12 @@ func tokenOf(value string) func(context.Context) (string, error) {
 		return func(context.Context) (string, error) { return value, nil }
 	}
 	return func(context.Context) (string, error) {
-		text, err := os.ReadFile(value)
+		text, err := readLimited(value, maxTokenFile)
 		if err != nil {
 			return "", fmt.Errorf("AUTH_TOKEN: %w", err)
 		}
 		text = bytes.TrimSpace(text)
-		if len(text) == 0 || len(text) > maxTokenFile {
+		if len(text) == 0 {
 			return "", fmt.Errorf("AUTH_TOKEN: %s holds no usable token", value)
 		}
 		return string(text), nil
@@ -86,7 +104,7 @@ func rootsOf(key, value string) (func() (*x509.CertPool, error), error) {
 		return func() (*x509.CertPool, error) { return pool, nil }, nil
 	}
 	read := func() (*x509.CertPool, error) {
-		text, err := os.ReadFile(value)
+		text, err := readLimited(value, maxRootFile)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", key, err)
 		}

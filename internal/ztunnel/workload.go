@@ -110,10 +110,11 @@ func (a *app) newWorkloadProxy(ctx context.Context, at placement) (_ *workloadPr
 	w.proxy, err = proxy.New(proxy.Config{
 		Workload: at.info, Network: at.network, Store: a.store, Certs: a.certificate,
 		Dial: a.dialIn(at.ns), Resolver: resolver, LookupHost: a.lookupHost, OriginalDst: redirect.OriginalDst,
-		LoopbackFallback: at.beside, SpoofSource: a.cfg.SpoofSource && (at.ns != nil || a.cfg.Redirect), NoResponseBaggage: !a.cfg.ResponseBaggage,
+		LoopbackFallback: at.beside, SpoofSource: a.cfg.SpoofSource && (at.ns != nil || a.cfg.Redirect), NoBaggage: !a.cfg.ResponseBaggage, LogDecisions: a.cfg.LogDecisions,
 		Grace: a.cfg.Grace, MaxConnections: a.cfg.MaxConnections, Metrics: a.metrics, Access: a.access, Tunnel: a.tunnelConfig(),
 		NoLoopbackTunnel: !a.cfg.Tuning.LoopbackTunnel, PolicyWait: a.cfg.PolicyWait, AllowMissingPolicies: a.cfg.AllowMissingPolicies,
-		Log: a.log.With(logattr.Scope("proxy"), logattr.WorkloadName(at.info.Namespace, at.info.Name)),
+		EndpointWait: a.cfg.EndpointWait,
+		Log:          a.log.With(logattr.Scope("proxy"), logattr.WorkloadName(at.info.Namespace, at.info.Name)),
 	})
 	if err != nil {
 		return nil, err

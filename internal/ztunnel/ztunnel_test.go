@@ -13,9 +13,11 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/isthmus-mesh/isthmus/internal/admin"
 	"github.com/isthmus-mesh/isthmus/internal/mesh"
@@ -167,6 +169,22 @@ func TestDedicated(t *testing.T) {
 	if err != nil || code != 200 || !strings.Contains(text, `response_flags="DENY"`) || !strings.Contains(text, "istio_build{") {
 		t.Errorf("metrics = %d, %v", code, err)
 	}
+	seconds, ok := gauge(t, text, "isthmus_certificate_expiration_timestamp_seconds")
+	if left := time.Until(time.Unix(int64(seconds), 0)); !ok || left <= 0 || left > 25*time.Hour {
+		t.Errorf("the certificate ends at %v, %t", seconds, ok)
+	}
+}
+
+// gauge finds the value of a metric without labels.
+func gauge(t *testing.T, text, name string) (float64, bool) {
+	t.Helper()
+	for line := range strings.Lines(text) {
+		if value, ok := strings.CutPrefix(line, name+" "); ok {
+			v, err := strconv.ParseFloat(strings.TrimSpace(value), 64)
+			return v, err == nil
+		}
+	}
+	return 0, false
 }
 
 func checkDump(t *testing.T, r *running) {
@@ -212,41 +230,6 @@ func TestDrainOnStop(t *testing.T) {
 	if !strings.Contains(shell.out.String(), "proxy stopped") {
 		t.Error("the log does not end with the stop: lines are missing")
 	}
-}
-
-// A gateway hands a tunnel from another network to a workload of its own, and passes TLS through by name.
-func TestGateway(t *testing.T) {
-	istiod := newMesh(t)
-	remoteHost := mesh.ServiceKey{Namespace: "ecs-demo-1", Hostname: echoHost}
-	far := &mesh.Workload{UID: "far/SplitHorizonWorkload/x/ecs-demo-1/" + echoHost, Name: "split", Namespace: "ecs-demo-1", TrustDomain: "cluster.local",
-		ServiceAccount: "none", Network: "eks", ClusterID: "Kubernetes", Protocol: mesh.HBONE, Capacity: 1,
-		NetworkGateway: &mesh.GatewayAddress{Address: mesh.NetworkAddress{Network: "eks", Addr: gwIP}, HBONEPort: 15008},
-		Services:       map[mesh.ServiceKey]map[uint16]uint16{remoteHost: {80: 8080}}}
-	// A second control plane tells the client's view: the service is on another network.
-	other := meshtest.NewIstiod(t, istiod.CA)
-	client := workload("shell-1", "default", "shell", shellIP)
-	client.Network = "vpc"
-	gw := workload("gw", "istio-system", "eastwest", gwIP)
-	other.Set(client, far, gw, &mesh.Service{Key: remoteHost, Name: "echo", VIPs: []mesh.NetworkAddress{{Network: "vpc", Addr: vip}}, Ports: map[uint16]uint16{80: 8080},
-		SubjectAltNames: []string{"spiffe://cluster.local/ns/ecs-demo-1/sa/echo"}})
-	shell := start(t, shellIP, other, "PROXY_WORKLOAD_INFO=default/shell-1/shell", "NETWORK=vpc")
-	echo := start(t, echoIP, istiod, "PROXY_WORKLOAD_INFO=ecs-demo-1/echo-1/echo")
-	gateway := start(t, gwIP, istiod, "PROXY_MODE=gateway", "POD_NAME=gw", "POD_NAMESPACE=istio-system", "SERVICE_ACCOUNT=eastwest",
-		"GATEWAY_TLS_ROUTES="+meshtest.IstiodName+"="+istiod.Address(), "GATEWAY_TLS_PORTS=15012")
-	meshtest.Eventually(t, "all are ready", func() bool { return shell.ready() && echo.ready() && gateway.ready() })
-	out, errOut, code := proxytest.Curl(t, "--proxy", fmt.Sprintf("socks5h://%s:%d", shellIP, mesh.SOCKSPort), "http://"+echoHost+"/")
-	if out != "hello" {
-		t.Fatalf("curl through the gateway = %d, %q, %q", code, out, errOut)
-	}
-	meshtest.Eventually(t, "the true client's identity at the server", func() bool {
-		return strings.Contains(echo.out.String(), `src.identity="spiffe://cluster.local/ns/default/sa/shell"`)
-	})
-	meshtest.Eventually(t, "the gateway's access log", func() bool {
-		return strings.Contains(gateway.out.String(), "dst.hbone_addr="+echoHost+":80")
-	})
-	// And the control plane through the gateway's passthrough port, as a task reaches it.
-	task := start(t, netip.MustParseAddr("127.0.0.77"), istiod, "PROXY_WORKLOAD_INFO=ecs-demo-1/echo-1/echo", "XDS_ADDRESS="+gwIP.String()+":15012", "CA_ADDRESS="+gwIP.String()+":15012")
-	meshtest.Eventually(t, "a task behind the gateway is ready", task.ready)
 }
 
 func TestHealthAndVersion(t *testing.T) {

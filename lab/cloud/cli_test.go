@@ -6,6 +6,9 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/service/sts"
+
 	"github.com/isthmus-mesh/isthmus/internal/cli"
 )
 
@@ -77,6 +80,40 @@ func TestInfrastructure(t *testing.T) { //nolint:tparallel // it sets the enviro
 	if replanned := isthmus(0, "ecs", "infra", "plan"); count(replanned, "create") != count(planned, "create") {
 		t.Errorf("after destroy plan says:\n%s\nat first it said:\n%s", replanned, planned)
 	}
+}
+
+// TestInfrastructureWithWebIdentity checks that the task role of `isthmus ecs infra --web-identity` may have the token that
+// ztunnel asks for, and no other; and that the right goes when it is no longer wanted.
+func TestInfrastructureWithWebIdentity(t *testing.T) { //nolint:tparallel // it sets the environment
+	l := newLab(t)
+	isthmus := l.commandLine("none")
+	enableFederation(t, l.admin())
+	isthmus(0, "ecs", "infra", "apply", "--web-identity")
+	l.cluster("c")
+	l.registerWithRole("f", "arn:aws:iam::"+account+":role/ecs/ambient/eks-ecs-task-role", app("a"))
+	arn := l.run("c", "f")
+	l.eventually("the task runs", func() bool { return *l.task("c", arn).LastStatus == "RUNNING" })
+	_, creds := get(t, l.cloud.TaskEndpoint(), l.rt.running("a")[0].env("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI"))
+	task := l.config(creds["AccessKeyId"].(string), creds["SecretAccessKey"].(string), creds["Token"].(string))
+	ask := func(change func(*sts.GetWebIdentityTokenInput)) error {
+		t.Helper()
+		_, err := askToken(t, task, change)
+		return err
+	}
+	if again := isthmus(0, "ecs", "infra", "apply", "--web-identity"); !strings.HasSuffix(again, "everything is in place\n") {
+		t.Errorf("the second apply did:\n%s", again)
+	}
+	if err := ask(nil); err != nil {
+		t.Errorf("what ztunnel asks for: %v", err)
+	}
+	wantCode(t, "a token for somebody else", ask(func(in *sts.GetWebIdentityTokenInput) { in.Audience = []string{"https://api.example.com"} }), "AccessDenied")
+	wantCode(t, "a token for another mesh", ask(func(in *sts.GetWebIdentityTokenInput) { in.Audience = []string{"isthmus-broker/other.mesh/x"} }), "AccessDenied")
+	wantCode(t, "a longer token", ask(func(in *sts.GetWebIdentityTokenInput) { in.DurationSeconds = aws.Int32(300) }), "AccessDenied")
+	isthmus(0, "ecs", "infra", "apply", "--web-identity=other.mesh")
+	wantCode(t, "this mesh, after another was named", ask(nil), "AccessDenied")
+	isthmus(0, "ecs", "infra", "apply")
+	wantCode(t, "without --web-identity", ask(nil), "AccessDenied")
+	isthmus(1, "ecs", "infra", "plan", "--web-identity=*")
 }
 
 // TestDestroyRefusesWhatIsInUse checks that roles which running services need stay.

@@ -4,13 +4,15 @@
 //
 // Where the lab differs from AWS on purpose:
 //
-//   - There is one machine. Launch types and platform versions are recorded and make no difference; only network mode
-//     awsvpc runs.
+//   - There is one machine. An EC2 instance is a network namespace with an address; one whose user data says
+//     ECS_CLUSTER=NAME becomes a container instance of that cluster, whatever its image. It has room for any number of tasks.
+//     Connections to host ports of a task in bridge mode are copied, TCP only, where Docker translates their addresses, and
+//     such containers can reach the VPC directly. Platform versions are recorded and make no difference.
 //   - VPCs are networks of their own, and packets cross only where a peering and the route tables of both sides let
 //     them, but no two VPCs of the lab may overlap. Rules of security groups, internet gateways and NAT gateways are
 //     recorded and do nothing to packets.
-//   - Of a container definition, cpu, memory, user, ulimits, linuxParameters, systemControls, restartPolicy and
-//     dockerLabels are kept and shown but have no effect, and so has a task's proxyConfiguration. Secrets, environment
+//   - Of a container definition, cpu, memory, user, ulimits, systemControls, restartPolicy, dockerLabels and linuxParameters
+//     but for the capabilities are kept and shown but have no effect, and so has a task's proxyConfiguration. Secrets, environment
 //     files and volumes other than empty ones make the task fail to start and say so.
 //   - Health checks begin a tenth of a second after the start and repeat quickly until the first success, where ECS
 //     waits a whole interval; failures count no sooner than ECS would count them.
@@ -88,6 +90,7 @@ type Cloud struct {
 	front  *awsserver.Server
 	faults *awsserver.Faults
 	iam    *iam.Service
+	sts    *sts.STS
 	ecs    *ecs.Service
 	eks    *eks.Service
 }
@@ -167,16 +170,23 @@ func (c *Cloud) join(cfg Config) error {
 	if err != nil {
 		return err
 	}
-	stsSvc, err := sts.New(sts.Config{IAM: c.iam})
+	ec2Svc.SetMachines(machines{c.ecs})
+	c.sts, err = sts.New(sts.Config{IAM: c.iam, Now: cfg.Now})
 	if err != nil {
 		return err
 	}
 	c.faults = awsserver.NewFaults(cfg.Now)
 	c.front, err = awsserver.New(awsserver.Config{Authority: c.iam, Faults: c.faults, Now: cfg.Now, Log: cfg.Log,
-		Services: append([]awsserver.Service{stsSvc, c.iam.API(), c.ecs.API(), ec2Svc.API(), c.eks.API(), logSvc.API(),
+		Services: append([]awsserver.Service{c.sts.API(), c.iam.API(), c.ecs.API(), ec2Svc.API(), c.eks.API(), logSvc.API(),
 			queues.API(), bus.API()}, stacks.APIs()...)})
 	return err
 }
+
+// machines is ECS as EC2 sees it: what runs instances.
+type machines struct{ *ecs.Service }
+
+// Boot starts an instance.
+func (m machines) Boot(i ec2.Machine) error { return m.Service.Boot(ecs.Machine(i)) }
 
 // ecsBus is EventBridge as ECS sees it.
 type ecsBus struct{ *events.Service }
@@ -189,14 +199,22 @@ func (b ecsBus) Publish(account, region, detailType string, resources []string, 
 // Run runs services and tasks until ctx ends, then ends them all.
 func (c *Cloud) Run(ctx context.Context) error { return c.ecs.Run(ctx) }
 
-// ServeHTTP answers AWS calls, and the data channels of ECS Exec, which carry their own token instead of a signature.
+// ServeHTTP answers AWS calls, and what is not signed: the data channels of ECS Exec, which carry their own token, and
+// the public documents of the issuers of web identity tokens, for requests whose Host is an issuer's.
 func (c *Cloud) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if strings.HasPrefix(r.URL.Path, ecs.DataChannelPath) {
 		c.ecs.ServeDataChannel(w, r)
 		return
 	}
+	if sts.IsIssuer(r) {
+		c.sts.ServeIssuer(w, r)
+		return
+	}
 	c.front.ServeHTTP(w, r)
 }
+
+// Operations names all calls that are answered, as SERVICE.OPERATION.
+func (c *Cloud) Operations() []string { return c.front.Operations() }
 
 // Faults are the misbehaviours that can be asked of the endpoint.
 func (c *Cloud) Faults() *awsserver.Faults { return c.faults }

@@ -43,7 +43,8 @@ func (s sandbox) Start(ctx context.Context, spec ecs.ContainerSpec) (ecs.Contain
 		mounts = append(mounts, runtime.Mount(m))
 	}
 	c, err := s.Sandbox.Start(ctx, runtime.ContainerSpec{ID: spec.ID, Name: spec.Name, Image: spec.Image, Entrypoint: spec.Entrypoint,
-		Command: spec.Command, Env: spec.Env, WorkingDir: spec.WorkingDir, Mounts: mounts, TTY: spec.TTY, ReadOnlyRoot: spec.ReadOnlyRoot})
+		Command: spec.Command, Env: spec.Env, WorkingDir: spec.WorkingDir, Mounts: mounts, TTY: spec.TTY, ReadOnlyRoot: spec.ReadOnlyRoot,
+		Capabilities: spec.Capabilities})
 	if err != nil {
 		return nil, err
 	}

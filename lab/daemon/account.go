@@ -127,7 +127,8 @@ func (d *Daemon) eksCluster() eks.Cluster {
 	return c
 }
 
-// furnishAccount makes the role that comes with the EKS cluster and associates it with the controller.
+// furnishAccount makes the role that comes with the EKS cluster and associates it with the controller, and the queue by which the
+// controller hears of changes at once.
 func furnishAccount(ctx context.Context) error {
 	session, err := awsapi.Open(ctx, awsapi.Config{
 		Region: Region, Endpoint: awsURL(), AccessKeyID: AdminAccessKeyID, SecretAccessKey: AdminSecretAccessKey, RateShare: 1,
@@ -156,7 +157,36 @@ func furnishAccount(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("furnish the AWS account: %w", err)
 	}
+	if _, err = admin.EnsureEvents(ctx, eventsOfGuide(), false); err != nil {
+		return fmt.Errorf("furnish the AWS account: %w", err)
+	}
 	return nil
+}
+
+// eventsName is the name that `isthmus ecs infra --events` gives to the rule and the queue of the guide's clusters.
+const eventsName = "ecs-" + ClusterName + "-events"
+
+// guideClusters is how many ECS clusters of the first account the guide has.
+const guideClusters = 2
+
+// eventsOfGuide is the way of the events of the guide's clusters to the controller, as `isthmus ecs infra --events` makes it, but
+// that the discovery role may read the queue however that role is made: by the guide's scripts, or without events.
+func eventsOfGuide() awsadmin.Events {
+	arn := func(service, rest string) string {
+		return "arn:aws:" + service + ":" + Region + ":" + Account + ":" + rest
+	}
+	var clusters []string
+	for i := range guideClusters {
+		clusters = append(clusters, arn("ecs", fmt.Sprintf("cluster/ecs-%s-%d", ClusterName, i+1)))
+	}
+	e := awsadmin.EventsOf(eventsName, arn, clusters)
+	e.Readers = []string{roleARN(discoveryRole)}
+	return e
+}
+
+// eventQueueURL is the address of the queue as AWS forms it.
+func eventQueueURL() string {
+	return "https://sqs." + Region + ".amazonaws.com/" + Account + "/" + eventsName
 }
 
 // tokenReview asks Kubernetes whose token it is.

@@ -87,14 +87,16 @@ func (d *Daemon) installController(stepCtx context.Context, c clusterParts, appl
 		Settings: settings.File{
 			Network:       controlplane.MeshNetwork,
 			SweepInterval: settings.Duration(sweepInterval),
-			Platforms:     settings.Platforms{ECS: settings.ECS{Accounts: []settings.Account{{Role: roleARN(discoveryRole), Domain: Domain, Regions: []string{Region}}}}},
+			Platforms: settings.Platforms{ECS: settings.ECS{Accounts: []settings.Account{{
+				Role: roleARN(discoveryRole), Domain: Domain, Regions: []string{Region}, Events: &settings.Events{QueueURL: eventQueueURL()},
+			}}}},
 		},
 		Env: map[string]string{
 			"AWS_REGION":       Region,
 			"AWS_ENDPOINT_URL": awsURL(),
 		},
-		// Tasks sign their proofs for the real STS of the region; only this endpoint knows their keys.
-		Args: []string{"--sts-endpoint=" + awsURL()},
+		// Tasks sign their proofs for the real STS of the region; only this endpoint knows their keys, and those of issuers.
+		Args: []string{"--sts-endpoint=" + awsURL(), "--web-identity-endpoint=" + awsURL()},
 	}.Render()
 	if err != nil {
 		return err

@@ -66,8 +66,8 @@ func testBroker(t *testing.T, w *world) {
 	refused("OtherAudience", sign(t, creds, "another.mesh"), diag.ProofRefused)
 
 	changed := sign(t, creds, audience)
-	changed.Nonce = sign(t, creds, audience).Nonce
-	refused("OtherNonce", changed, diag.ProofRefused)
+	changed.Key = sign(t, creds, audience).Key
+	refused("OtherKey", changed, diag.ProofRefused)
 
 	admin := sign(t, creds, audience)
 	admin.AccessKeyID = w.vars["AWS_ACCESS_KEY_ID"]
@@ -233,17 +233,16 @@ func (w *world) ask(t *testing.T, proof iamproof.Proof) (iamproof.TokenResponse,
 	if err != nil {
 		t.Fatal(err)
 	}
-	var answer iamproof.TokenResponse
-	refusal := &iamproof.TokenError{Status: response.StatusCode}
-	into := any(&answer)
-	if response.StatusCode != http.StatusOK {
-		into = refusal
-	}
-	if err := json.Unmarshal(text, into); err != nil {
-		t.Fatalf("the broker answered %s with %q: %v", response.Status, text, err)
-	}
 	if response.StatusCode == http.StatusOK {
+		answer, err := proof.Open(text)
+		if err != nil {
+			t.Fatalf("the broker answered %q: %v", text, err)
+		}
 		return answer, nil
+	}
+	refusal := &iamproof.TokenError{Status: response.StatusCode}
+	if err := json.Unmarshal(text, refusal); err != nil {
+		t.Fatalf("the broker answered %s with %q: %v", response.Status, text, err)
 	}
 	return iamproof.TokenResponse{}, refusal
 }

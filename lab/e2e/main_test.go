@@ -76,8 +76,11 @@ func TestGuide(t *testing.T) {
 		{"PolicyLatency", testPolicyLatency},
 		{"BadInput", testBadInput},
 		{"SharedHost", testSharedHost},
+		{"Events", testEvents},
+		{"Instances", testInstances},
 		{"Life", testLife},
 		{"Outage", testOutage},
+		{"WebIdentity", testWebIdentity},
 		{"Cleanup", testCleanup},
 	} {
 		if !t.Run(part.name, func(t *testing.T) { part.test(t, w) }) && !failed {

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -56,6 +57,14 @@ func testIstioctl(t *testing.T, w *world) {
 				}
 			}
 		}
+	}
+	// The policy denies a namespace that nobody is in, and the proxies say so: asked by the API server, from within a task,
+	// and by what istioctl reads.
+	for _, args := range [][]string{nil, {"--task", cluster1 + "/" + echo}, {"--file", file}} {
+		await(t, short, fmt.Sprintf("isthmus why %v knows the policy", args), func() (bool, string) {
+			out := w.must(t, "isthmus", append([]string{"why", "--from", cluster2 + "/" + shell, cluster1 + "/" + echo + ":8080"}, args...)...)
+			return strings.HasPrefix(out, "allowed: spiffe://cluster.local/ns/"+cluster2+"/") && hasLine(out, []string{"e2e-deny", "Deny", "no match", "is not nowhere"}), out
+		})
 	}
 	status := w.must(t, "istioctl", "proxy-status")
 	for _, service := range [][2]string{{cluster1, echo}, {cluster1, shell}, {cluster2, echo}, {cluster2, shell}} {

@@ -201,7 +201,7 @@ func (a *ambient) join(ctx context.Context, w *worker) error {
 	a.mu.Lock()
 	a.members[w.uid] = true
 	a.mu.Unlock()
-	if err := redirect.Install(ns, redirect.Config{Outbound: true, Inbound: true, DNS: true, SpoofSource: true}); err != nil {
+	if err := redirect.Install(ns, redirect.ForPod(pod.Annotations)); err != nil {
 		a.leave(ctx, w)
 		return fmt.Errorf("redirect the pod's traffic: %w", err)
 	}

@@ -34,6 +34,9 @@ type ContainerSpec struct {
 	Stdin bool
 	// ReadOnlyRoot makes / read-only, beside the mounts.
 	ReadOnlyRoot bool
+	// Capabilities are the names, such as NET_ADMIN, of what the container's programs may have beyond an ordinary user. Nil
+	// leaves them what the lab gives anyway, an empty list leaves none.
+	Capabilities []string
 	// LogPath is the file of the container's output in CRI format. Empty means one below the Runtime's directory.
 	LogPath string
 }

@@ -47,6 +47,7 @@ func MaybeInit(args []string) (handled bool, exitCode int) {
 type containerInit struct {
 	wire *wire
 	env  []string // of the container's program; base of what Exec runs
+	keep []int    // capabilities of its programs, nil for what the lab gives anyway
 
 	mu    sync.Mutex  // held while starting, so that an end is never seen before its start
 	procs map[int]int // guarded by mu; number of a process by its pid
@@ -74,7 +75,7 @@ func runInit() int {
 	if err := buildRoot(*first.Root); err != nil {
 		return in.fail(mainProcess, exitNotExecutable, err)
 	}
-	in.env = first.Program.Env
+	in.env, in.keep = first.Program.Env, first.Root.Capabilities
 	if code, err := in.start(mainProcess, *first.Program, []*os.File{os.Stdin, os.Stdout, os.Stderr}); err != nil {
 		return in.fail(mainProcess, code, err)
 	}
@@ -180,7 +181,7 @@ func (in *containerInit) start(process int, p programSpec, std []*os.File) (code
 	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
 		return exitNotExecutable, fmt.Errorf("give up gaining privileges: %w", err)
 	}
-	if err := dropCapabilities(); err != nil {
+	if err := dropCapabilities(in.keep); err != nil {
 		return exitNotExecutable, err
 	}
 	in.mu.Lock()
@@ -196,21 +197,6 @@ func (in *containerInit) start(process int, p programSpec, std []*os.File) (code
 	}
 	_ = in.wire.send(message{Kind: startedMessage, Process: process}, fds...) // serve notices when the runtime has gone
 	return 0, nil
-}
-
-// dropCapabilities takes from the programs that the calling thread starts what would change the machine rather than
-// the lab. In a user namespace these mean nothing; in a lab that root runs without one they prevent accidents. They
-// are no security boundary: containers of the lab are programs that its user trusts.
-func dropCapabilities() error {
-	for _, c := range []uintptr{
-		unix.CAP_SYS_MODULE, unix.CAP_SYS_RAWIO, unix.CAP_SYS_BOOT, unix.CAP_SYS_TIME, unix.CAP_MKNOD, unix.CAP_MAC_ADMIN,
-		unix.CAP_MAC_OVERRIDE, unix.CAP_WAKE_ALARM, unix.CAP_BLOCK_SUSPEND,
-	} {
-		if err := unix.Prctl(unix.PR_CAPBSET_DROP, c, 0, 0, 0); err != nil && !errors.Is(err, unix.EINVAL) { // EINVAL: an older kernel
-			return fmt.Errorf("drop capability %d: %w", c, err)
-		}
-	}
-	return nil
 }
 
 // reap collects every process that ends in the container, orphans included, until the container's program has ended.

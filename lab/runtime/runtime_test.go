@@ -424,3 +424,41 @@ func BenchmarkExec(b *testing.B) {
 		}
 	}
 }
+
+// TestCapabilities asks the kernel what programs of a container have, its own and those that Exec starts.
+func TestCapabilities(t *testing.T) {
+	rt := newRuntime(t)
+	s := newSandbox(t, rt, runtime.SandboxSpec{ID: "s"})
+	const show = "grep CapEff /proc/self/status"
+	effective := func(id string, capabilities []string) uint64 {
+		t.Helper()
+		own := start(t, s, runtime.ContainerSpec{ID: id, Entrypoint: []string{"/bin/sh", "-c", show}, Capabilities: capabilities})
+		if code, _ := wait(t, own); code != 0 {
+			t.Fatalf("%s: code %d", show, code)
+		}
+		c := start(t, s, runtime.ContainerSpec{ID: id + "-exec", Entrypoint: []string{"/bin/sh", "-c", "exec sleep 600"}, Capabilities: capabilities})
+		out, _ := run(t, c, "/bin/sh", "-c", show)
+		if first := logs(t, own, runtime.LogOptions{Tail: -1}); !strings.Contains(first, strings.TrimSpace(out)) {
+			t.Errorf("the program has %q, what Exec starts %q", first, out)
+		}
+		fields := strings.Fields(out)
+		mask, err := strconv.ParseUint(fields[len(fields)-1], 16, 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return mask
+	}
+	const netAdmin, netRaw = 1 << 12, 1 << 13
+	if got := effective("none", []string{}); got != 0 {
+		t.Errorf("without capabilities a program has %x", got)
+	}
+	if got := effective("admin", []string{"NET_ADMIN"}); got != netAdmin {
+		t.Errorf("with NET_ADMIN a program has %x", got)
+	}
+	if got := effective("any", nil); got&netAdmin == 0 || got&netRaw == 0 {
+		t.Errorf("without a limit a program has %x", got)
+	}
+	if _, err := s.Start(t.Context(), runtime.ContainerSpec{ID: "x", Name: "x", Image: "busybox:1", Capabilities: []string{"FLY"}}); err == nil {
+		t.Error("a capability that does not exist was taken")
+	}
+}

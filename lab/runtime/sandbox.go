@@ -159,6 +159,23 @@ func (s *Sandbox) Dial(ctx context.Context, network, addr string) (net.Conn, err
 	return conn, nil
 }
 
+// Listen opens a listening socket inside the sandbox's network namespace. The host of addr must be an IP address.
+func (s *Sandbox) Listen(network, addr string) (net.Listener, error) {
+	var l net.Listener
+	err := s.port.Do(func() error {
+		var err error
+		l, err = net.Listen(network, addr) //nolint:noctx // it does not block
+		return err
+	})
+	if err != nil {
+		if l != nil {
+			_ = l.Close() // the thread could not return to its namespace
+		}
+		return nil, fmt.Errorf("listen in sandbox %s: %w", s.spec.ID, err)
+	}
+	return l, nil
+}
+
 // Close kills everything in the sandbox, removes its network interface and releases its address.
 func (s *Sandbox) Close() error {
 	s.closeOnce.Do(func() {

@@ -82,11 +82,15 @@ func (s *Sandbox) firstMessage(image Image, spec ContainerSpec) (message, error)
 	for _, name := range []string{"resolv.conf", "hosts", "hostname"} {
 		mounts = append(mounts, Mount{Source: filepath.Join(s.dir(), name), Target: "/etc/" + name})
 	}
+	capabilities, err := capabilityNumbers(spec.Capabilities)
+	if err != nil {
+		return message{}, err
+	}
 	return message{
 		Kind: startMessage,
 		Root: &rootSpec{
 			MountPoint: rootMountPoint(s.rt.cfg.Dir), Hostname: s.spec.Hostname,
-			Mounts: append(mounts, spec.Mounts...), ReadOnly: spec.ReadOnlyRoot,
+			Mounts: append(mounts, spec.Mounts...), ReadOnly: spec.ReadOnlyRoot, Capabilities: capabilities,
 		},
 		Program: &programSpec{Args: args, Env: mergeEnv(env, spec.Env), Dir: dir, TTY: spec.TTY},
 	}, nil

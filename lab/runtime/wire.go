@@ -61,12 +61,14 @@ type programSpec struct {
 	TTY  bool     `json:"tty,omitempty"`
 }
 
-// rootSpec is the root file system and the host name of a container.
+// rootSpec is the root file system, the host name and the rights of a container.
 type rootSpec struct {
 	MountPoint string  `json:"mountPoint"`
 	Hostname   string  `json:"hostname"`
 	Mounts     []Mount `json:"mounts"`
 	ReadOnly   bool    `json:"readOnly,omitempty"`
+	// Capabilities are the numbers of those that programs get; null means what the lab gives anyway, none is an empty list.
+	Capabilities []int `json:"capabilities"`
 }
 
 // wire sends and receives messages on one end of the socket. send may be called from several goroutines, receive

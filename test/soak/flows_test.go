@@ -11,7 +11,6 @@ import (
 	"net"
 	"net/netip"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -52,15 +51,11 @@ func (l *ledger) problems() []string {
 	return slices.Clone(l.wrong)
 }
 
-// String lists the counts.
-func (l *ledger) String() string {
+// all returns the counts.
+func (l *ledger) all() map[string]int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	var parts []string
-	for _, k := range slices.Sorted(maps.Keys(l.counts)) {
-		parts = append(parts, fmt.Sprintf("%s %d", k, l.counts[k]))
-	}
-	return strings.Join(parts, ", ")
+	return maps.Clone(l.counts)
 }
 
 // atLeast checks that enough happened for the soak to mean something.
@@ -68,11 +63,11 @@ func (l *ledger) atLeast(t *testing.T, length time.Duration) {
 	t.Helper()
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	per10s := int(length / (10 * time.Second))
-	for what, n := range map[string]int{"steady ok": 50, "toggled ok": 5, "toggled denied": 5, "mortal ok": 10, "bob denied": 20, "toggles": 1,
-		"rewordings": 1, "deaths": 1, "istiod restarts": 1, "certificates": 5} {
-		if l.counts[what] < n*per10s {
-			t.Errorf("%s: %d, want at least %d", what, l.counts[what], n*per10s)
+	perMinute := map[string]int{"steady ok": 150, "toggled ok": 30, "toggled denied": 30, "mortal ok": 30, "bob denied": 100, "toggles": 6,
+		"rewordings": 6, "deaths": 6, "istiod restarts": 6, "certificates": 25, "held words": 60, "held ended": 3, "bulk MiB": 60}
+	for what, n := range perMinute {
+		if want := int(length.Minutes() * float64(n)); l.counts[what] < want {
+			t.Errorf("%s: %d, want at least %d", what, l.counts[what], want)
 		}
 	}
 }
@@ -86,9 +81,10 @@ type flows struct {
 	// epoch and denied tell what has been seen of the toggled server since the last toggle. An attempt remembers the
 	// epoch when it begins, and says nothing if it has changed when it ends.
 	mu      sync.Mutex
-	epoch   int  // guarded by mu; counts toggles
-	closed  bool // guarded by mu; what the toggle asked for
-	settled bool // guarded by mu; an attempt has seen that it is so
+	epoch   int       // guarded by mu; counts toggles
+	closed  bool      // guarded by mu; what the toggle asked for
+	settled bool      // guarded by mu; an attempt has seen that it is so
+	since   time.Time // guarded by mu; when that was
 }
 
 const (
@@ -151,6 +147,8 @@ func (f *flows) start() func() {
 		}
 		f.l.count("bob denied")
 	})
+	loop(1, f.held)
+	loop(1, f.bulk)
 	for range longLived {
 		f.wg.Go(f.lasting)
 	}
@@ -176,7 +174,9 @@ func (f *flows) toggled() {
 	case errors.Is(err, errCorrupt):
 		f.l.fault("alice to toggled: %v", err)
 	case asWanted:
-		f.settled = true
+		if !f.settled {
+			f.settled, f.since = true, time.Now()
+		}
 	case settled:
 		f.l.fault("alice to toggled: denied is %v, and this attempt ended with %v", f.closed, err)
 		return
@@ -271,34 +271,4 @@ func (f *flows) visit(from netip.Addr, who, server string) error {
 		_ = c.SetLinger(0)
 	}
 	return nil
-}
-
-// lasting keeps one connection to the steady server for the whole soak, which nothing may end.
-func (f *flows) lasting() {
-	c, err := dial(aliceIP, "alice", "steady")
-	if err != nil {
-		f.l.fault("lasting connection: %v", err)
-		return
-	}
-	defer c.Close()
-	tick := time.NewTicker(50 * time.Millisecond)
-	defer tick.Stop()
-	var word, back [16]byte
-	for n := uint64(1); ; n++ {
-		select {
-		case <-f.stop:
-			return
-		case <-tick.C:
-		}
-		binary.BigEndian.PutUint64(word[:], n)
-		_ = c.SetDeadline(time.Now().Add(20 * time.Second))
-		if _, err = c.Write(word[:]); err == nil {
-			_, err = io.ReadFull(c, back[:])
-		}
-		if err != nil || word != back {
-			f.l.fault("lasting connection, word %d: %v", n, err)
-			return
-		}
-		f.l.count("lasting words")
-	}
 }

@@ -89,7 +89,9 @@ func newWorld(t *testing.T, istiod *meshtest.Istiod) *world {
 		w.serve(name, ip)
 	}
 	for name, ip := range map[string]netip.Addr{"alice": aliceIP, "bob": bobIP, "steady": steadyIP, "toggled": toggledIP, "mortal": mortalIP} {
-		w.run(name, ip)
+		if _, err := w.run(name, ip); err != nil {
+			t.Fatal(err)
+		}
 	}
 	return w
 }
@@ -118,15 +120,17 @@ func denyBob(wording int) *mesh.Policy {
 	return p
 }
 
-// run starts a proxy, as a task would.
-func (w *world) run(name string, ip netip.Addr) {
-	w.t.Helper()
+// readyWithin is how long a proxy may take to be ready, on a machine that does much else.
+const readyWithin = time.Minute
+
+// run starts a proxy, as a task would, and returns how long it took to be ready.
+func (w *world) run(name string, ip netip.Addr) (time.Duration, error) {
 	cfg, err := ztunnel.ParseConfig([]string{"PROXY_MODE=dedicated", "NETWORK=eks", "INSTANCE_IP=" + ip.String(), "CLUSTER_ID=Kubernetes",
 		"XDS_ADDRESS=" + w.istiod.Address(), "CA_ADDRESS=" + w.istiod.Address(), "XDS_ROOT_CA=" + w.root, "CA_ROOT_CA=" + w.root,
 		"ALT_XDS_HOSTNAME=" + meshtest.IstiodName, "ALT_CA_HOSTNAME=" + meshtest.IstiodName, "AUTH_TOKEN=a-token", "IPV6_ENABLED=false",
 		"UNSTABLE_ENABLE_SOCKS5=true", "CONNECTION_TERMINATION_DEADLINE=2s", "PROXY_WORKLOAD_INFO=" + namespace + "/" + name + "/" + name})
 	if err != nil {
-		w.t.Fatal(err)
+		return 0, err
 	}
 	at := func(port int) string { return fmt.Sprintf("%s:%d", ip, port) }
 	cfg.Listen = ztunnel.Addresses{Outbound: at(mesh.OutboundPort), Plain: at(mesh.InboundPort), HBONE: at(mesh.HBONEPort), SOCKS: at(socksPort),
@@ -135,7 +139,13 @@ func (w *world) run(name string, ip netip.Addr) {
 	r := &running{name: name, ip: ip, log: w.tail(name), stop: stop, done: make(chan error, 1)}
 	go func() { r.done <- ztunnel.Run(ctx, cfg, r.log) }()
 	w.proxies[name] = r
-	meshtest.Eventually(w.t, name+" is ready", r.ready)
+	began := time.Now()
+	for tick := time.Tick(20 * time.Millisecond); !r.ready(); <-tick {
+		if time.Since(began) > readyWithin {
+			return 0, fmt.Errorf("%s is not ready after %v; its log:\n%s", name, readyWithin, r.log)
+		}
+	}
+	return time.Since(began), nil
 }
 
 // tail returns the log of a proxy, the one it had before it died.

@@ -36,16 +36,22 @@ type calls struct {
 	deleteRolePolicy       func(context.Context, *iam.DeleteRolePolicyInput, ...func(*iam.Options)) (*iam.DeleteRolePolicyOutput, error)
 	deleteRole             func(context.Context, *iam.DeleteRoleInput, ...func(*iam.Options)) (*iam.DeleteRoleOutput, error)
 
-	describeCluster              func(context.Context, *eks.DescribeClusterInput, ...func(*eks.Options)) (*eks.DescribeClusterOutput, error)
-	listPodIdentityAssociations  func(context.Context, *eks.ListPodIdentityAssociationsInput, ...func(*eks.Options)) (*eks.ListPodIdentityAssociationsOutput, error)
-	deletePodIdentityAssociation func(context.Context, *eks.DeletePodIdentityAssociationInput, ...func(*eks.Options)) (*eks.DeletePodIdentityAssociationOutput, error)
-	createPodIdentityAssociation func(context.Context, *eks.CreatePodIdentityAssociationInput, ...func(*eks.Options)) (*eks.CreatePodIdentityAssociationOutput, error)
+	listAttachedRolePolicies func(context.Context, *iam.ListAttachedRolePoliciesInput, ...func(*iam.Options)) (*iam.ListAttachedRolePoliciesOutput, error)
+	detachRolePolicy         func(context.Context, *iam.DetachRolePolicyInput, ...func(*iam.Options)) (*iam.DetachRolePolicyOutput, error)
+
+	describeCluster                func(context.Context, *eks.DescribeClusterInput, ...func(*eks.Options)) (*eks.DescribeClusterOutput, error)
+	listPodIdentityAssociations    func(context.Context, *eks.ListPodIdentityAssociationsInput, ...func(*eks.Options)) (*eks.ListPodIdentityAssociationsOutput, error)
+	deletePodIdentityAssociation   func(context.Context, *eks.DeletePodIdentityAssociationInput, ...func(*eks.Options)) (*eks.DeletePodIdentityAssociationOutput, error)
+	describePodIdentityAssociation func(context.Context, *eks.DescribePodIdentityAssociationInput, ...func(*eks.Options)) (*eks.DescribePodIdentityAssociationOutput, error)
+	updatePodIdentityAssociation   func(context.Context, *eks.UpdatePodIdentityAssociationInput, ...func(*eks.Options)) (*eks.UpdatePodIdentityAssociationOutput, error)
+	createPodIdentityAssociation   func(context.Context, *eks.CreatePodIdentityAssociationInput, ...func(*eks.Options)) (*eks.CreatePodIdentityAssociationOutput, error)
 
 	describeSubnets        func(context.Context, *ec2.DescribeSubnetsInput, ...func(*ec2.Options)) (*ec2.DescribeSubnetsOutput, error)
 	describeVpcs           func(context.Context, *ec2.DescribeVpcsInput, ...func(*ec2.Options)) (*ec2.DescribeVpcsOutput, error)
 	describeSecurityGroups func(context.Context, *ec2.DescribeSecurityGroupsInput, ...func(*ec2.Options)) (*ec2.DescribeSecurityGroupsOutput, error)
 	createSecurityGroup    func(context.Context, *ec2.CreateSecurityGroupInput, ...func(*ec2.Options)) (*ec2.CreateSecurityGroupOutput, error)
 	authorizeIngress       func(context.Context, *ec2.AuthorizeSecurityGroupIngressInput, ...func(*ec2.Options)) (*ec2.AuthorizeSecurityGroupIngressOutput, error)
+	revokeIngress          func(context.Context, *ec2.RevokeSecurityGroupIngressInput, ...func(*ec2.Options)) (*ec2.RevokeSecurityGroupIngressOutput, error)
 	deleteSecurityGroup    func(context.Context, *ec2.DeleteSecurityGroupInput, ...func(*ec2.Options)) (*ec2.DeleteSecurityGroupOutput, error)
 	describeLogGroups      func(context.Context, *cloudwatchlogs.DescribeLogGroupsInput, ...func(*cloudwatchlogs.Options)) (*cloudwatchlogs.DescribeLogGroupsOutput, error)
 	createLogGroup         func(context.Context, *cloudwatchlogs.CreateLogGroupInput, ...func(*cloudwatchlogs.Options)) (*cloudwatchlogs.CreateLogGroupOutput, error)
@@ -66,15 +72,17 @@ func newCalls(cfg aws.Config) calls {
 		getRole: iamClient.GetRole, createRole: iamClient.CreateRole, updateAssumeRolePolicy: iamClient.UpdateAssumeRolePolicy,
 		putRolePolicy: iamClient.PutRolePolicy, getRolePolicy: iamClient.GetRolePolicy, listRolePolicies: iamClient.ListRolePolicies,
 		deleteRolePolicy: iamClient.DeleteRolePolicy, deleteRole: iamClient.DeleteRole,
+		listAttachedRolePolicies: iamClient.ListAttachedRolePolicies, detachRolePolicy: iamClient.DetachRolePolicy,
 
 		describeCluster: eksClient.DescribeCluster, listPodIdentityAssociations: eksClient.ListPodIdentityAssociations,
+		describePodIdentityAssociation: eksClient.DescribePodIdentityAssociation, updatePodIdentityAssociation: eksClient.UpdatePodIdentityAssociation,
 		createPodIdentityAssociation: eksClient.CreatePodIdentityAssociation,
 		deletePodIdentityAssociation: eksClient.DeletePodIdentityAssociation,
 
 		describeSubnets: ec2Client.DescribeSubnets, describeVpcs: ec2Client.DescribeVpcs, describeSecurityGroups: ec2Client.DescribeSecurityGroups,
 		createSecurityGroup: ec2Client.CreateSecurityGroup, authorizeIngress: ec2Client.AuthorizeSecurityGroupIngress,
-		deleteSecurityGroup: ec2Client.DeleteSecurityGroup,
-		describeLogGroups:   logsClient.DescribeLogGroups,
-		createLogGroup:      logsClient.CreateLogGroup, deleteLogGroup: logsClient.DeleteLogGroup,
+		deleteSecurityGroup: ec2Client.DeleteSecurityGroup, revokeIngress: ec2Client.RevokeSecurityGroupIngress,
+		describeLogGroups: logsClient.DescribeLogGroups,
+		createLogGroup:    logsClient.CreateLogGroup, deleteLogGroup: logsClient.DeleteLogGroup,
 	}
 }

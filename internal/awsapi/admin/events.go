@@ -23,6 +23,34 @@ type Events struct {
 	Name, QueueARN, RuleARN string
 	Pattern                 map[string]any
 	Tags                    map[string]string
+	// Readers are ARNs of roles that the queue itself lets read it, whatever their own policies say. They need not exist yet.
+	Readers []string
+}
+
+// EventsOf is the way of the events of ECS clusters, which are named by ARN. A change of a task's health makes no event, so
+// that sweeps go on whatever events do.
+func EventsOf(name string, arn func(service, rest string) string, clusters []string) Events {
+	var only []any
+	for _, c := range clusters {
+		only = append(only, c)
+	}
+	return Events{Name: name, QueueARN: arn("sqs", name), RuleARN: arn("events", "rule/"+name),
+		Pattern: map[string]any{"source": []any{"aws.ecs"}, "detail-type": []any{"ECS Task State Change", "ECS Container Instance State Change", "ECS Service Action"},
+			"detail": map[string]any{"clusterArn": only}}}
+}
+
+// queuePolicy lets the rule send, and the readers read.
+func (e Events) queuePolicy() map[string]any {
+	statements := []any{map[string]any{
+		"Sid": "Events", "Effect": "Allow", "Principal": map[string]any{"Service": "events.amazonaws.com"}, "Action": "sqs:SendMessage", "Resource": e.QueueARN,
+		"Condition": map[string]any{"ArnEquals": map[string]any{"aws:SourceArn": e.RuleARN}}}}
+	if len(e.Readers) > 0 {
+		statements = append(statements, map[string]any{
+			"Sid": "Readers", "Effect": "Allow", "Principal": "*", "Resource": e.QueueARN,
+			"Action":    []string{"sqs:ReceiveMessage", "sqs:DeleteMessage", "sqs:ChangeMessageVisibility", "sqs:GetQueueAttributes"},
+			"Condition": map[string]any{"ArnEquals": map[string]any{"aws:PrincipalArn": e.Readers}}})
+	}
+	return map[string]any{"Version": "2012-10-17", "Statement": statements}
 }
 
 // What the queues keep and for how long. An event is a hint: an hour later a sweep has long seen the truth.
@@ -66,9 +94,7 @@ func (a *Client) EnsureEvents(ctx context.Context, e Events, dryRun bool) (chang
 
 func (c eventCalls) ensure(ctx context.Context, e Events, dryRun bool) (changes []string, err error) {
 	dead := map[string]string{"MessageRetentionPeriod": deadRetention, "SqsManagedSseEnabled": "true"}
-	policy, err := json.Marshal(map[string]any{"Version": "2012-10-17", "Statement": []any{map[string]any{
-		"Sid": "Events", "Effect": "Allow", "Principal": map[string]any{"Service": "events.amazonaws.com"}, "Action": "sqs:SendMessage", "Resource": e.QueueARN,
-		"Condition": map[string]any{"ArnEquals": map[string]any{"aws:SourceArn": e.RuleARN}}}}})
+	policy, err := json.Marshal(e.queuePolicy())
 	if err != nil {
 		return nil, fmt.Errorf("encode the policy of queue %s: %w", e.Name, err)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/url"
 	"reflect"
 	"slices"
@@ -25,7 +26,17 @@ type Role struct {
 	Trust                   map[string]any            // assume-role policy document
 	Inline                  map[string]map[string]any // name to policy document
 	Tags                    map[string]string
-	KeepTrust               bool // leave the trust policy of a role that exists
+	KeepTrust               bool // leave the trust policy of a role that exists and is not ours
+	// Owner is the tag that marks roles as ours: such a role has no policies but Inline and those that Keep keeps, by name
+	// or ARN. "" means that policies beside Inline are nobody's business.
+	Owner string
+	Keep  func(policy string) bool
+}
+
+func (r Role) owns(role *iamtypes.Role) bool { return r.Owner != "" && hasTag(role, r.Owner) }
+
+func hasTag(role *iamtypes.Role, tag string) bool {
+	return slices.ContainsFunc(role.Tags, func(t iamtypes.Tag) bool { return aws.ToString(t.Key) == tag })
 }
 
 // EnsureRole creates a role or brings its policies to what is wanted. It returns the role's ARN and what it changed, one
@@ -36,6 +47,7 @@ func (a *Client) EnsureRole(ctx context.Context, r Role, dryRun bool) (arn strin
 		return "", nil, fmt.Errorf("encode trust policy of %s: %w", r.Name, err)
 	}
 	got, err := a.calls.getRole(ctx, &iam.GetRoleInput{RoleName: aws.String(r.Name)})
+	ours := false
 	switch {
 	case awsapi.IsNotFound(err):
 		changes = append(changes, "create role "+r.Path+r.Name)
@@ -56,7 +68,8 @@ func (a *Client) EnsureRole(ctx context.Context, r Role, dryRun bool) (arn strin
 		return "", nil, fmt.Errorf("get role %s: %w", r.Name, err)
 	default:
 		arn = aws.ToString(got.Role.Arn)
-		if r.KeepTrust || samePolicy(aws.ToString(got.Role.AssumeRolePolicyDocument), trust) {
+		ours = r.owns(got.Role)
+		if r.KeepTrust && !ours || samePolicy(aws.ToString(got.Role.AssumeRolePolicyDocument), trust) {
 			break
 		}
 		changes = append(changes, "update trust policy of role "+r.Name)
@@ -66,16 +79,26 @@ func (a *Client) EnsureRole(ctx context.Context, r Role, dryRun bool) (arn strin
 			}
 		}
 	}
-	for name, doc := range r.Inline {
-		changed, err := a.EnsureRolePolicy(ctx, r.Name, name, doc, dryRun)
+	did, err := a.ensurePolicies(ctx, r, ours, dryRun)
+	return arn, append(changes, did...), err
+}
+
+// ensurePolicies brings the policies of a role to what is wanted; from ours it takes what is too much.
+func (a *Client) ensurePolicies(ctx context.Context, r Role, ours, dryRun bool) (changes []string, err error) {
+	for _, name := range slices.Sorted(maps.Keys(r.Inline)) {
+		changed, err := a.EnsureRolePolicy(ctx, r.Name, name, r.Inline[name], dryRun)
 		if err != nil {
-			return "", nil, err
+			return changes, err
 		}
 		if changed {
 			changes = append(changes, "put policy "+name+" on role "+r.Name)
 		}
 	}
-	return arn, changes, nil
+	if !ours {
+		return changes, nil
+	}
+	did, err := a.dropPolicies(ctx, r, dryRun)
+	return append(changes, did...), err
 }
 
 // EnsureRolePolicy puts an inline policy on a role unless it is there already.
@@ -120,7 +143,7 @@ func (a *Client) DeleteRolePolicy(ctx context.Context, role, name string) error 
 	return nil
 }
 
-// DeleteRole deletes a role with its inline policies if it carries a tag; deleted tells whether it did.
+// DeleteRole deletes a role with its inline policies, and without what is attached to it, if it carries a tag; deleted tells whether it did.
 func (a *Client) DeleteRole(ctx context.Context, name, tag string) (deleted bool, err error) {
 	role, err := a.calls.getRole(ctx, &iam.GetRoleInput{RoleName: aws.String(name)})
 	if awsapi.IsNotFound(err) {
@@ -129,17 +152,11 @@ func (a *Client) DeleteRole(ctx context.Context, name, tag string) (deleted bool
 	if err != nil {
 		return false, fmt.Errorf("get role %s: %w", name, err)
 	}
-	if !slices.ContainsFunc(role.Role.Tags, func(t iamtypes.Tag) bool { return aws.ToString(t.Key) == tag }) {
+	if !hasTag(role.Role, tag) {
 		return false, nil
 	}
-	out, err := a.calls.listRolePolicies(ctx, &iam.ListRolePoliciesInput{RoleName: aws.String(name)})
-	if err != nil {
-		return false, fmt.Errorf("list policies of role %s: %w", name, err)
-	}
-	for _, p := range out.PolicyNames {
-		if err := a.DeleteRolePolicy(ctx, name, p); err != nil {
-			return false, err
-		}
+	if _, err := a.dropPolicies(ctx, Role{Name: name}, false); err != nil {
+		return false, err
 	}
 	if _, err := a.calls.deleteRole(ctx, &iam.DeleteRoleInput{RoleName: aws.String(name)}); err != nil && !awsapi.IsNotFound(err) {
 		return false, fmt.Errorf("delete role %s: %w", name, err)
@@ -161,27 +178,6 @@ func (a *Client) EKSCluster(ctx context.Context, name string) (EKSCluster, error
 		c.VPC = aws.ToString(v.VpcId)
 	}
 	return c, nil
-}
-
-// EnsurePodIdentity associates a role with a Kubernetes service account of an EKS cluster, unless one is already.
-func (a *Client) EnsurePodIdentity(ctx context.Context, cluster, namespace, serviceAccount, roleARN string, dryRun bool) (changed bool, err error) {
-	out, err := a.calls.listPodIdentityAssociations(ctx, &eks.ListPodIdentityAssociationsInput{
-		ClusterName: aws.String(cluster), Namespace: aws.String(namespace), ServiceAccount: aws.String(serviceAccount)})
-	if err != nil {
-		return false, fmt.Errorf("list pod identity associations of %s: %w", cluster, err)
-	}
-	if len(out.Associations) > 0 {
-		return false, nil
-	}
-	if dryRun {
-		return true, nil
-	}
-	_, err = a.calls.createPodIdentityAssociation(ctx, &eks.CreatePodIdentityAssociationInput{
-		ClusterName: aws.String(cluster), Namespace: aws.String(namespace), ServiceAccount: aws.String(serviceAccount), RoleArn: aws.String(roleARN)})
-	if err != nil && !awsapi.IsAlreadyExists(err) {
-		return false, fmt.Errorf("associate %s/%s with %s: %w", namespace, serviceAccount, roleARN, err)
-	}
-	return true, nil
 }
 
 // Subnets returns the ids of a VPC's subnets whose Name tag matches a pattern with wildcards; "" means all.

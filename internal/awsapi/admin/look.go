@@ -6,8 +6,6 @@ import (
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/cloudwatchlogs"
-	"github.com/aws/aws-sdk-go-v2/service/ec2"
-	ec2types "github.com/aws/aws-sdk-go-v2/service/ec2/types"
 	"github.com/aws/aws-sdk-go-v2/service/eks"
 	"github.com/aws/aws-sdk-go-v2/service/iam"
 
@@ -23,10 +21,7 @@ func (a *Client) FindRole(ctx context.Context, name, tag string) (found, tagged 
 	if err != nil {
 		return false, false, fmt.Errorf("get role %s: %w", name, err)
 	}
-	for _, t := range out.Role.Tags {
-		tagged = tagged || aws.ToString(t.Key) == tag
-	}
-	return true, tagged, nil
+	return true, hasTag(out.Role, tag), nil
 }
 
 // FindRolePolicy reports whether a role has an inline policy of a name.
@@ -77,37 +72,4 @@ func (a *Client) FindLogGroup(ctx context.Context, name string) (bool, error) {
 		}
 	}
 	return false, nil
-}
-
-// OtherIngress returns what a security group of a VPC admits beside one TCP port, one line each. A group that is not
-// there admits nothing.
-func (a *Client) OtherIngress(ctx context.Context, vpc, name string, port uint16) ([]string, error) {
-	out, err := a.calls.describeSecurityGroups(ctx, &ec2.DescribeSecurityGroupsInput{Filters: append(inVPC(vpc),
-		ec2types.Filter{Name: aws.String("group-name"), Values: []string{name}})})
-	if err != nil {
-		return nil, fmt.Errorf("describe security group %s: %w", name, err)
-	}
-	var others []string
-	for _, g := range out.SecurityGroups {
-		for _, p := range g.IpPermissions {
-			low, high := aws.ToInt32(p.FromPort), aws.ToInt32(p.ToPort)
-			if aws.ToString(p.IpProtocol) == "tcp" && low == int32(port) && high == low {
-				continue
-			}
-			what := fmt.Sprintf("%s ports %d to %d", aws.ToString(p.IpProtocol), low, high)
-			if aws.ToString(p.IpProtocol) == "-1" {
-				what = "all traffic"
-			}
-			for _, r := range p.IpRanges {
-				others = append(others, what+" from "+aws.ToString(r.CidrIp))
-			}
-			for _, r := range p.Ipv6Ranges {
-				others = append(others, what+" from "+aws.ToString(r.CidrIpv6))
-			}
-			for _, r := range p.UserIdGroupPairs {
-				others = append(others, what+" from group "+aws.ToString(r.GroupId))
-			}
-		}
-	}
-	return others, nil
 }

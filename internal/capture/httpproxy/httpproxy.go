@@ -34,6 +34,9 @@ type Request struct {
 	// Early are the bytes to send to the destination before the client's next ones: for CONNECT what the client sent
 	// early, otherwise the rewritten request with what was read of its body.
 	Early []byte
+
+	// TraceParent and TraceState are the values of the headers of these names, unchecked.
+	TraceParent, TraceState []string
 }
 
 // refusal is a fault in the client's bytes, with the status to answer it.
@@ -104,7 +107,7 @@ func parse(head, rest []byte) (Request, error) {
 		return Request{}, err
 	}
 	if parts[0] == http.MethodConnect {
-		req := Request{Tunnel: true, Early: rest}
+		req := Request{Tunnel: true, Early: rest, TraceParent: values(fields, "traceparent"), TraceState: values(fields, "tracestate")}
 		return req.to(parts[1], "")
 	}
 	u, err := url.Parse(parts[1])
@@ -116,7 +119,7 @@ func parse(head, rest []byte) (Request, error) {
 	case u.User != nil || u.Opaque != "":
 		return Request{}, refuse(http.StatusBadRequest, "bad target %.60q", parts[1])
 	}
-	req, err := Request{}.to(u.Host, "80")
+	req, err := Request{TraceParent: values(fields, "traceparent"), TraceState: values(fields, "tracestate")}.to(u.Host, "80")
 	if err != nil {
 		return Request{}, err
 	}
@@ -192,6 +195,17 @@ func parseFields(lines []string) ([]field, error) {
 		fields = append(fields, field{name, strings.Trim(value, " \t")})
 	}
 	return fields, nil
+}
+
+// values returns the values of the fields with a name, which is in lower case.
+func values(fields []field, name string) []string {
+	var out []string
+	for _, f := range fields {
+		if strings.EqualFold(f.name, name) {
+			out = append(out, f.value)
+		}
+	}
+	return out
 }
 
 // rewrite makes the request that the origin server gets: target in origin-form, Host from the target, the fields that

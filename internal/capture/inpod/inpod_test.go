@@ -385,7 +385,13 @@ func TestServerRefusesStrangers(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "ztunnel.sock")
 	s := newServer(t, path)
 	run(t, s.Run)
-	eventually(t, "listening", func() bool { _, err := os.Stat(path); return err == nil })
+	eventually(t, "listening", func() bool { // the path is there a moment before
+		c, err := net.DialUnix("unixpacket", nil, &net.UnixAddr{Name: path, Net: "unixpacket"})
+		if err == nil {
+			c.Close()
+		}
+		return err == nil
+	})
 	for _, hello := range [][]byte{{0xff}, {0x08, 0x02}} {
 		c, err := net.DialUnix("unixpacket", nil, &net.UnixAddr{Name: path, Net: "unixpacket"})
 		must(t, err)
@@ -416,4 +422,25 @@ func FuzzDecodeRequest(f *testing.F) {
 			t.Errorf("add without a descriptor: %v", r)
 		}
 	})
+}
+
+// A proxy that takes nothing is given so many changes, and the agent is told that it takes no more.
+func TestQueueIsBounded(t *testing.T) {
+	s, err := NewServer(ServerConfig{Path: filepath.Join(t.TempDir(), "zds.sock"), Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &serverConn{queue: make(chan *change, maxQueued), done: make(chan struct{})}
+	for range maxQueued {
+		c.queue <- &change{}
+	}
+	s.conns = append(s.conns, c)
+	ns, err := os.Open("/proc/self/ns/net")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ns.Close()
+	if err := s.Add(t.Context(), Workload{UID: "a", Name: "a", Namespace: "b", ServiceAccount: "c"}, ns); err == nil || !strings.Contains(err.Error(), "too many changes") {
+		t.Errorf("Add() = %v", err)
+	}
 }

@@ -50,6 +50,9 @@ type serverConn struct {
 	acks  chan string
 }
 
+// maxQueued is how many changes may wait for a proxy to take them.
+const maxQueued = 1024
+
 // change is a message to one proxy.
 type change struct {
 	m      proto.Message
@@ -116,7 +119,7 @@ func (s *Server) serve(ctx context.Context, conn *net.UnixConn) error {
 		return violation("hello of version %d: %v", hello.GetVersion(), err)
 	}
 	_ = conn.SetReadDeadline(time.Time{})
-	c := &serverConn{conn: conn, queue: make(chan *change, 1024), done: make(chan struct{}), acks: make(chan string, 1)}
+	c := &serverConn{conn: conn, queue: make(chan *change, maxQueued), done: make(chan struct{}), acks: make(chan string, 1)}
 	snapshot, err := s.register(c)
 	defer s.unregister(c)
 	defer drop(snapshot)

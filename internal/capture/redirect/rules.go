@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"strings"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
@@ -20,6 +21,9 @@ type Config struct {
 	DNS      bool // udp and tcp port 53 to 15053
 	// SpoofSource adds the marks and the routing that bring replies to a spoofed client address back to the proxy.
 	SpoofSource bool
+	// Virtual are interfaces of the namespace behind which there is more of the workload, a virtual machine for example:
+	// what comes in from there goes out of the workload, so TCP from there goes to 15001.
+	Virtual []string
 	// ExcludeInbound are further ports that inbound capture leaves alone.
 	ExcludeInbound []uint16
 	// ExcludeOutbound are destinations that outbound and DNS capture leave alone.
@@ -33,8 +37,36 @@ const (
 	mangleTable = "isthmus-mangle"
 )
 
-// probeAddr is the source that Istio's CNI agent gives the kubelet's probes, which must reach the application as they are.
-var probeAddr = netip.AddrFrom4([4]byte{169, 254, 7, 127})
+// probes returns the sources that Istio's CNI agent gives the kubelet's probes, which must reach the application as they
+// are.
+func (c Config) probes() []netip.Prefix {
+	all := []netip.Prefix{netip.MustParsePrefix("169.254.7.127/32")}
+	if c.IPv6 {
+		all = append(all, netip.MustParsePrefix("fd16:9254:7127:1337:ffff:ffff:ffff:ffff/128"))
+	}
+	return all
+}
+
+// The annotations of a pod that change what is captured of it.
+const (
+	virtualAnnotation = "istio.io/reroute-virtual-interfaces"
+	ingressAnnotation = "ambient.istio.io/bypass-inbound-capture"
+	dnsAnnotation     = "ambient.istio.io/dns-capture"
+)
+
+// ForPod returns what Istio's CNI agent captures of a pod with these annotations: everything, unless they say otherwise.
+// A pod that takes connections from outside of the mesh, an ingress, can have those left alone.
+func ForPod(annotations map[string]string) Config {
+	c := Config{
+		Outbound: true, Inbound: annotations[ingressAnnotation] != "true", DNS: annotations[dnsAnnotation] != "false", SpoofSource: true,
+	}
+	for name := range strings.SplitSeq(annotations[virtualAnnotation], ",") {
+		if name = strings.TrimSpace(name); name != "" {
+			c.Virtual = append(c.Virtual, name)
+		}
+	}
+	return c
+}
 
 // Install replaces the package's rules in the network namespace ns (nil: the current one). It may be repeated: a
 // repetition is one transaction, so that there is no moment without rules.
@@ -114,15 +146,20 @@ func (b *builder) rule(ch *nftables.Chain, parts ...[]expr.Any) {
 
 // nat redirects what is to be captured. In order, first match wins:
 //
-//	prerouting  probes -> accept; not tcp, HBONE, excluded or marked -> accept; else -> 15006
+//	prerouting  probes -> accept; tcp from virtual interfaces -> 15001; not tcp, HBONE, excluded or marked -> accept; else -> 15006
 //	output      to probes, excluded -> accept; DNS -> 15053; the proxy's replies, loopback, marked -> accept; else tcp -> 15001
 func (b *builder) nat() {
 	t := b.fresh(natTable)
 	pre := b.chain(t, "prerouting", nftables.ChainTypeNAT, nftables.ChainHookPrerouting, nftables.ChainPriorityNATDest)
 	out := b.chain(t, "output", nftables.ChainTypeNAT, nftables.ChainHookOutput, nftables.ChainPriorityNATDest)
-	probes := netip.PrefixFrom(probeAddr, 32)
+	for _, p := range b.cfg.probes() {
+		b.rule(pre, address(p, offsetSource), accept())
+		b.rule(out, address(p, offsetDestination), accept())
+	}
+	for _, name := range b.cfg.Virtual {
+		b.rule(pre, input(name), protocol(unix.IPPROTO_TCP), redirect(mesh.OutboundPort))
+	}
 	if b.cfg.Inbound {
-		b.rule(pre, address(probes, offsetSource), accept())
 		b.rule(pre, input("lo"), accept())
 		b.rule(pre, marked(expr.CmpOpEq, Mark), accept())
 		for _, port := range append([]uint16{mesh.HBONEPort}, b.cfg.ExcludeInbound...) {
@@ -130,7 +167,6 @@ func (b *builder) nat() {
 		}
 		b.rule(pre, protocol(unix.IPPROTO_TCP), redirect(mesh.InboundPort))
 	}
-	b.rule(out, address(probes, offsetDestination), accept())
 	b.rule(out, marked(expr.CmpOpEq, Mark), accept())
 	b.rule(out, output("lo"), accept())
 	for _, p := range b.cfg.ExcludeOutbound {
@@ -235,7 +271,7 @@ func output(name string) []expr.Any { return iface(expr.MetaKeyOIFNAME, name) }
 
 func iface(key expr.MetaKey, name string) []expr.Any {
 	padded := make([]byte, unix.IFNAMSIZ)
-	copy(padded, name)
+	copy(padded[:unix.IFNAMSIZ-1], name)
 	return []expr.Any{
 		&expr.Meta{Key: key, Register: 1},
 		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: padded},

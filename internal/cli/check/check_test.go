@@ -46,6 +46,8 @@ func cases() map[string]func(*Facts) {
 		"wrong-account": func(f *Facts) { f.AWS.Account = "999999999999" },
 		"half-installed": func(f *Facts) {
 			f.AWS.Infra = []string{"create role /istiod-local", "put policy Discovery on role istiod-local"}
+			f.AWS.Rights = []string{"role istiod-eks-ecs-demo, which isthmus did not make, has the policy arn:aws:iam::aws:policy/AdministratorAccess"}
+			f.AWS.Group, f.AWS.Open = "ecs-demo-sg", []string{"all traffic from 0.0.0.0/0"}
 			f.Kube.Missing = []string{"gateways.gateway.networking.k8s.io"}
 			f.Istio.Ztunnel.Ready, f.Istio.Network = 1, ""
 			f.Istio.RootNotAfter = now.AddDate(0, 0, 10)

@@ -18,7 +18,7 @@ func Checks() []Check {
 		{ID: "aws-credentials", Category: "aws", Looks: "AWS credentials", Why: "Every other look at AWS needs them.", run: awsCredentials},
 		{ID: "aws-account", Category: "aws", Looks: "the account is the configured one", Why: "A wrong profile would set up, or clean up, somebody else's account.", needs: []string{"aws-credentials"}, run: awsAccount},
 		{ID: "aws-eks-cluster", Category: "aws", Looks: "the EKS cluster", Why: "Its VPC is where the ECS tasks go, and its Pod Identity is how the controller gets its role.", needs: []string{"aws-credentials"}, run: awsEKS},
-		{ID: "aws-infrastructure", Category: "aws", Looks: "roles, security group and log group", Why: "A role that lacks a right, or a trust policy that lacks sts:TagSession, stops discovery or the tasks' identity.", needs: []string{"aws-eks-cluster"}, run: awsInfra},
+		{ID: "aws-infrastructure", Category: "aws", Looks: "roles, security group and log group", Why: "A role that lacks a right, or a trust policy that lacks sts:TagSession, stops discovery or the tasks' identity; one with more rights than it needs lends them to every task, or to whoever takes over the controller. Trust and inline policies, further policies, and the role of the controller's pod identity are compared with what `isthmus ecs infra apply` makes.", needs: []string{"aws-eks-cluster"}, run: awsInfra},
 		{ID: "aws-security-group", Category: "aws", Looks: "the security group of the tasks admits the mesh only", Why: "An application's port that is open beside 15008 is reached in the clear, past identity and policy.", needs: []string{"aws-eks-cluster"}, run: awsGroup},
 		{ID: "kubernetes-api", Category: "kubernetes", Looks: "the Kubernetes API", Why: "Everything the mesh knows is kept there.", run: kubeAPI},
 		{ID: "kubernetes-kinds", Category: "kubernetes", Looks: "the kinds of Istio and the Gateway API", Why: "Discovery writes ServiceEntry and WorkloadEntry; the east-west gateway is a Gateway.", needs: []string{"kubernetes-api"}, run: kubeKinds},
@@ -76,6 +76,10 @@ func awsInfra(f *Facts, v *verdict) {
 	default:
 		v.pass("roles, security group and log group are as they should be")
 	}
+	if len(f.AWS.Rights) > 0 {
+		v.warn("roles that others made have more rights than the mesh needs", strings.Join(f.AWS.Rights, "\n"),
+			"aws iam detach-role-policy --role-name ROLE --policy-arn ARN (delete-role-policy for one without an ARN), or list the policy under keep in isthmus.yaml")
+	}
 }
 
 func awsGroup(f *Facts, v *verdict) {
@@ -85,7 +89,7 @@ func awsGroup(f *Facts, v *verdict) {
 		v.error(title, f.AWS.OpenErr)
 	case len(f.AWS.Open) > 0:
 		v.warn(title, "beside the mesh's port it admits what reaches applications in the clear, without identity and policy:\n"+strings.Join(f.AWS.Open, "\n"),
-			"remove these rules: aws ec2 revoke-security-group-ingress --group-name "+f.AWS.Group+" ..., or keep them for a load balancer on purpose")
+			"isthmus ecs infra apply closes them; what a load balancer needs, list under keep in isthmus.yaml in these words")
 	default:
 		v.pass("%s admits nothing but the mesh", title)
 	}

@@ -43,6 +43,8 @@ type AWS struct {
 	// InfraErr is why the infrastructure could not be compared; Infra are the changes that `isthmus ecs infra` would make.
 	InfraErr error
 	Infra    []string
+	// Rights are policies, beyond what the mesh needs, of roles that others made.
+	Rights []string
 	// Group is the tasks' security group, and Open what it admits beside the mesh.
 	Group   string
 	OpenErr error

@@ -75,6 +75,9 @@ func (c *Choice) Words() []string { return c.words }
 // Set chooses a word; one that is not listed is an error.
 func (c *Choice) Set(word string) error {
 	if !slices.Contains(c.words, word) {
+		if near := Nearest(word, c.words); near != "" {
+			return fmt.Errorf("want one of %s: did you mean %s?", strings.Join(c.words, ", "), near)
+		}
 		return fmt.Errorf("want one of %s", strings.Join(c.words, ", "))
 	}
 	c.value = word

@@ -37,6 +37,37 @@ func (s *Streams) Follow(title string, f func(say func(state string)) error) err
 	return err
 }
 
+// Patiently runs f, whose result is what counts: what is quick says nothing, and for what takes longer than two seconds
+// standard error tells what is going on, until it ends.
+func (s *Streams) Patiently(title string, f func() error) error {
+	return s.patiently(title, f, time.Second)
+}
+
+func (s *Streams) patiently(title string, f func() error, tick time.Duration) error {
+	p := &progress{s: s, title: title, start: time.Now(), now: time.Now}
+	done, stopped := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(stopped)
+		t := time.NewTicker(tick)
+		defer t.Stop()
+		for {
+			select {
+			case <-done:
+				return
+			case <-t.C:
+				p.say("...")
+			}
+		}
+	}()
+	err := f()
+	close(done)
+	<-stopped
+	if s.TTY && !p.lastAt.IsZero() {
+		fmt.Fprint(s.Err, "\r\x1b[K")
+	}
+	return err
+}
+
 // progress is one step that is under way.
 type progress struct {
 	s      *Streams
@@ -61,6 +92,7 @@ func (p *progress) say(state string) {
 			state = string(r[:maxState-3]) + "..."
 		}
 		fmt.Fprintf(p.s.Err, "\r\x1b[K %s %s %s %s", p.s.symbol("•", "-"), p.title, p.s.Paint(Dim, "("+Seconds(took)+")"), state)
+		p.lastAt = now
 		return
 	}
 	since := now.Sub(p.lastAt)

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/isthmus-mesh/isthmus/internal/diag"
@@ -51,6 +52,8 @@ type Controller struct {
 	classes     *kube.Cache
 	services    *kube.Cache
 	deployments *kube.Cache
+
+	round sync.Mutex // held during a round
 }
 
 // New returns a Controller.
@@ -132,8 +135,11 @@ func (c *Controller) Run(ctx context.Context) error {
 	}
 }
 
-// Reconcile brings everything into the state that the Gateways ask for. The caches must be filled.
+// Reconcile brings everything into the state that the Gateways ask for. The caches must be filled. Rounds do not overlap:
+// one that decides by what another is about to change would undo it or do it twice.
 func (c *Controller) Reconcile(ctx context.Context) error {
+	c.round.Lock()
+	defer c.round.Unlock()
 	ours, err := c.class(ctx)
 	if err != nil || !ours {
 		return err

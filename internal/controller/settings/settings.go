@@ -14,6 +14,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/isthmus-mesh/isthmus/internal/diag"
+	"github.com/isthmus-mesh/isthmus/internal/identity/webidentity"
 )
 
 // APIVersion and Kind of the file; a file may leave both out.
@@ -85,6 +86,16 @@ type Account struct {
 	DiscoveryTags []string `json:"discoveryTags,omitempty"`
 	// Events names a queue with EventBridge events of the account, which make changes known sooner; default none.
 	Events *Events `json:"events,omitempty"`
+	// WebIdentity accepts web identity tokens of the account's roles as proof of an identity; default not.
+	WebIdentity *WebIdentity `json:"webIdentity,omitempty"`
+}
+
+// WebIdentity is the second way for tasks of an account to prove who they are.
+type WebIdentity struct {
+	// Enabled accepts such tokens.
+	Enabled bool `json:"enabled,omitempty"`
+	// Issuer is the account's own, as iam get-outbound-web-identity-federation-info tells it; required.
+	Issuer string `json:"issuer"`
 }
 
 // Events is an SQS queue to which EventBridge sends the ECS events of an account.
@@ -105,6 +116,9 @@ func (e Events) QueueRegion() string {
 	}
 	return ""
 }
+
+// OwnedBy reports whether the queue is one of the account's, by its URL.
+func (e Events) OwnedBy(account string) bool { return strings.Contains(e.QueueURL, "/"+account+"/") }
 
 // Duration is a time.Duration that is written as 10s.
 type Duration time.Duration
@@ -300,6 +314,11 @@ func (a Account) validate(at string) []error {
 			bad(".events.queueUrl: %q is not a URL", e.QueueURL)
 		} else if r := e.QueueRegion(); !regionPattern.MatchString(r) {
 			bad(".events.region: required, because the queue's URL does not tell it")
+		}
+	}
+	if w := a.WebIdentity; w != nil {
+		if err := webidentity.CheckIssuer(w.Issuer); err != nil {
+			bad(".webIdentity.issuer: %v", err)
 		}
 	}
 	if len(a.Regions) > MaxRegions {

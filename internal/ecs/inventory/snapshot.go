@@ -47,6 +47,8 @@ type ClusterView struct {
 	Err error
 	// CompleteSweeps counts the complete looks since the reflector started.
 	CompleteSweeps uint64
+	// ReadAt is when the last complete look ended; zero before the first.
+	ReadAt time.Time
 	// History tells, by their ARNs, of the services and tasks that changed lately; a task changes too when its service
 	// does. What else may differ (the cluster itself, the counters) it does not tell.
 	History History

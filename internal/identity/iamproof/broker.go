@@ -44,6 +44,8 @@ type BrokerConfig struct {
 	Credentials aws.CredentialsProvider // required: the task role
 	Region      string                  // required: whose STS is to vouch for the role
 	Audience    string                  // required: the mesh
+	// Prove proves the role in another way than by a signed request; Credentials are not used then. Nil means that way.
+	Prove func(ctx context.Context) (Asking, error)
 
 	// Dial connects to the broker; nil means the standard way.
 	Dial    func(ctx context.Context, network, addr string) (net.Conn, error)
@@ -83,7 +85,7 @@ func NewBrokerClient(cfg BrokerConfig) (*BrokerClient, error) {
 		return nil, errors.New("iamproof: BrokerConfig.Identity is required")
 	case cfg.Roots == nil:
 		return nil, errors.New("iamproof: BrokerConfig.Roots is required")
-	case cfg.Credentials == nil:
+	case cfg.Credentials == nil && cfg.Prove == nil:
 		return nil, errors.New("iamproof: BrokerConfig.Credentials is required")
 	case cfg.Region == "":
 		return nil, errors.New("iamproof: BrokerConfig.Region is required")
@@ -111,7 +113,7 @@ func NewBrokerClient(cfg BrokerConfig) (*BrokerClient, error) {
 	}
 	return &BrokerClient{
 		cfg:      cfg,
-		url:      "https://" + u.Host + TokenPath,
+		url:      "https://" + u.Host,
 		log:      cfg.Log.With(logattr.Scope("iamproof")),
 		fetching: make(chan struct{}, 1),
 	}, nil
@@ -208,23 +210,43 @@ func (c *BrokerClient) record(t TokenResponse, err error, now time.Time) (TokenR
 	return TokenResponse{}, err
 }
 
-// fetch makes one proof and one request.
-func (c *BrokerClient) fetch(ctx context.Context) (TokenResponse, error) {
-	creds, err := retrieve(ctx, c.cfg.Credentials)
+// Asking is one request to the broker: a proof, and the key that opens the answer to it.
+type Asking struct {
+	Path string
+	Body []byte
+	Open func(answer []byte) (TokenResponse, error)
+}
+
+// prove signs a request of which the broker sees the fields.
+func (c *BrokerClient) prove(ctx context.Context) (Asking, error) {
+	creds, err := Retrieve(ctx, c.cfg.Credentials)
 	if err != nil {
-		return TokenResponse{}, err
+		return Asking{}, err
 	}
 	proof, err := Sign(ctx, creds, c.cfg.Region, c.cfg.Audience)
 	if err != nil {
-		return TokenResponse{}, err
+		return Asking{}, err
 	}
 	body, err := json.Marshal(proof)
 	if err != nil {
-		return TokenResponse{}, fmt.Errorf("encode the proof: %w", err)
+		return Asking{}, fmt.Errorf("encode the proof: %w", err)
+	}
+	return Asking{Path: TokenPath, Body: body, Open: proof.Open}, nil
+}
+
+// fetch makes one proof and one request.
+func (c *BrokerClient) fetch(ctx context.Context) (TokenResponse, error) {
+	prove := c.cfg.Prove
+	if prove == nil {
+		prove = c.prove
+	}
+	asking, err := prove(ctx)
+	if err != nil {
+		return TokenResponse{}, err
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, c.cfg.Timeout, fmt.Errorf("no answer within %v", c.cfg.Timeout))
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, c.url, bytes.NewReader(body))
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, c.url+asking.Path, bytes.NewReader(asking.Body))
 	if err != nil {
 		return TokenResponse{}, fmt.Errorf("ask the broker: %w", err)
 	}
@@ -239,10 +261,10 @@ func (c *BrokerClient) fetch(ctx context.Context) (TokenResponse, error) {
 		return TokenResponse{}, fmt.Errorf("ask the broker: %w", err)
 	}
 	defer resp.Body.Close()
-	return decodeAnswer(resp, time.Now())
+	return decodeAnswer(resp, asking.Open, time.Now())
 }
 
-func decodeAnswer(resp *http.Response, now time.Time) (TokenResponse, error) {
+func decodeAnswer(resp *http.Response, open func([]byte) (TokenResponse, error), now time.Time) (TokenResponse, error) {
 	text, err := io.ReadAll(io.LimitReader(resp.Body, maxTokenAnswer+1))
 	if err != nil {
 		return TokenResponse{}, fmt.Errorf("read the broker's answer: %w", err)
@@ -258,11 +280,10 @@ func decodeAnswer(resp *http.Response, now time.Time) (TokenResponse, error) {
 		refusal.Status = resp.StatusCode
 		return TokenResponse{}, refusal
 	}
-	var t TokenResponse
-	if err := json.Unmarshal(text, &t); err != nil {
-		return TokenResponse{}, fmt.Errorf("read the broker's answer: %w", err)
-	}
+	t, err := open(text)
 	switch {
+	case err != nil:
+		return TokenResponse{}, err
 	case t.Token == "" || strings.ContainsAny(t.Token, " \r\n"):
 		return TokenResponse{}, errors.New("read the broker's answer: no usable token in it")
 	case t.Namespace == "" || t.ServiceAccount == "" || t.WorkloadName == "":

@@ -11,6 +11,8 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -40,14 +42,15 @@ func newBroker(t *testing.T, ca *meshtest.CA, id mesh.Identity, ttl time.Duratio
 	t.Helper()
 	b := &broker{}
 	b.Server = httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		var p iamproof.Proof
-		if err := json.NewDecoder(r.Body).Decode(&p); err != nil || r.URL.Path != iamproof.TokenPath || r.Method != http.MethodPost {
+		text, _ := io.ReadAll(r.Body)
+		p, err := iamproof.ParseProof(text)
+		if err != nil || r.URL.Path != iamproof.TokenPath || r.Method != http.MethodPost {
 			t.Errorf("request %s %s: %v", r.Method, r.URL, err)
 		}
 		b.mu.Lock()
 		b.proofs = append(b.proofs, p)
 		b.mu.Unlock()
-		handle(w, r)
+		handle(w, r.WithContext(context.WithValue(r.Context(), proofOf{}, p)))
 	}))
 	cert := ca.IssueFor(t, id, ttl)
 	b.TLS = &tls.Config{GetConfigForClient: func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
@@ -68,11 +71,23 @@ func (b *broker) requests() []iamproof.Proof {
 	return append([]iamproof.Proof(nil), b.proofs...)
 }
 
+// proofOf is the key of the request's proof in its context.
+type proofOf struct{}
+
+// respond answers with JSON, or with a token that is sealed to the proof.
 func respond(status int, body any) http.HandlerFunc {
-	return func(w http.ResponseWriter, _ *http.Request) {
+	return func(w http.ResponseWriter, r *http.Request) {
+		text, err := json.Marshal(body)
+		if answer, ok := body.(iamproof.TokenResponse); ok {
+			p, _ := r.Context().Value(proofOf{}).(iamproof.Proof)
+			text, err = iamproof.Seal(p.Key, answer)
+		}
+		if err != nil {
+			status = http.StatusInternalServerError
+		}
 		w.Header().Set("Content-Type", "application/json")
 		w.WriteHeader(status)
-		_ = json.NewEncoder(w).Encode(body)
+		_, _ = w.Write(text)
 	}
 }
 
@@ -174,7 +189,8 @@ func TestBrokerAnswers(t *testing.T) {
 		{"expired token", "expired at", respond(200, token(-time.Second))},
 		{"no name", "does not say who", respond(200, noName)},
 		{"unusable token", "no usable token", respond(200, header)},
-		{"garbage", "read the broker's answer", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("{")) }},
+		{"not sealed", "open the broker's answer", respond(200, map[string]any{"token": "a", "namespace": "b", "serviceAccount": "c", "workloadName": "d"})},
+		{"garbage", "open the broker's answer", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("{")) }},
 		{"endless", "more than 65536 bytes", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(make([]byte, 70000)) }},
 	}
 	for _, tt := range tests {
@@ -344,5 +360,21 @@ func TestRejectedTokenIsReplaced(t *testing.T) {
 	c.Rejected("token-1")
 	if got := get(); got != "token-2" {
 		t.Errorf("Token() after a rejection = %s, want another", got)
+	}
+}
+
+// The token for the credentials endpoint is one line of a few KiB.
+func TestAuthTokenFileIsBounded(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "token")
+	if err := os.WriteFile(path, []byte(strings.Repeat("t", 16<<10+1)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	env := map[string]string{"AWS_CONTAINER_CREDENTIALS_FULL_URI": "http://127.0.0.1:1/", "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE": path}
+	p, err := iamproof.CredentialsFromEnvironment(func(k string) string { return env[k] })
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.Retrieve(t.Context()); err == nil || !strings.Contains(err.Error(), "does not hold a single-line token") {
+		t.Errorf("Retrieve() = %v", err)
 	}
 }

@@ -1,13 +1,14 @@
 package iamproof
 
 import (
-	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"mime"
 	"regexp"
 	"strings"
+
+	"github.com/isthmus-mesh/isthmus/internal/strictjson"
 )
 
 // MaxCallerIdentity limits the size of an answer of AWS.
@@ -108,34 +109,11 @@ func parseAssumedRole(account, arn, userID string) (CallerIdentity, error) {
 	}, nil
 }
 
-// object reads one JSON object without the leniencies of encoding/json: a key may occur only once, keys are not
-// compared regardless of case, and nothing may follow.
+// object reads a JSON object exactly.
 func object(text []byte) (map[string]json.RawMessage, error) {
-	d := json.NewDecoder(bytes.NewReader(text))
-	if t, err := d.Token(); err != nil || t != json.Delim('{') {
-		return nil, fmt.Errorf("JSON object expected: %w", ErrAnswer)
-	}
-	fields := make(map[string]json.RawMessage)
-	for d.More() {
-		t, err := d.Token()
-		if err != nil {
-			return nil, fmt.Errorf("JSON: %w", ErrAnswer)
-		}
-		key := t.(string) // inside an object, the decoder yields nothing else here
-		if _, twice := fields[key]; twice {
-			return nil, fmt.Errorf("JSON key %.64q occurs twice: %w", key, ErrAnswer)
-		}
-		var value json.RawMessage
-		if err := d.Decode(&value); err != nil {
-			return nil, fmt.Errorf("JSON: %w", ErrAnswer)
-		}
-		fields[key] = value
-	}
-	if _, err := d.Token(); err != nil {
-		return nil, fmt.Errorf("JSON: %w", ErrAnswer)
-	}
-	if d.More() {
-		return nil, fmt.Errorf("JSON: text after the end: %w", ErrAnswer)
+	fields, err := strictjson.Object(text)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrAnswer, err)
 	}
 	return fields, nil
 }

@@ -102,8 +102,8 @@ func checkCredentialsURI(uri string) error {
 	return nil
 }
 
-// retrieve gets credentials within the time that a task's endpoint may take.
-func retrieve(ctx context.Context, provider aws.CredentialsProvider) (aws.Credentials, error) {
+// Retrieve gets credentials within the time that a task's endpoint may take.
+func Retrieve(ctx context.Context, provider aws.CredentialsProvider) (aws.Credentials, error) {
 	ctx, cancel := context.WithTimeout(ctx, 2*maxCredentialsWait)
 	defer cancel()
 	creds, err := provider.Retrieve(ctx)

@@ -1,7 +1,7 @@
 // Package iamproof proves an IAM role to the broker of the mesh, and lets the broker check the proof.
 //
 // The proof is a signed sts:GetCallerIdentity request of which only the fields travel: the region, the access key id,
-// the session token, the date, the signature and a nonce. The broker builds the request itself, from these fields and
+// the session token, the date, the signature and a public key. The broker builds the request itself, from these fields and
 // its own constants, and sends it to AWS. So nothing that a caller writes can choose the host, the path, the action,
 // the headers or their order, which is what went wrong in earlier designs of this kind; a request that differs in
 // anything from the one that the task signed does not carry its signature.
@@ -11,15 +11,16 @@
 //	content-type: application/x-www-form-urlencoded; charset=utf-8
 //	x-amz-date, x-amz-security-token
 //	x-isthmus-audience: the mesh that the proof is meant for; another mesh's broker cannot use it
-//	x-isthmus-bind: base64(SHA-256("isthmus-broker-v1\n" audience "\n" nonce))
+//	x-isthmus-bind: base64(SHA-256("isthmus-broker-v1\n" audience "\n" key))
 //	body: Action=GetCallerIdentity&Version=2011-06-15
 //
 // AWS answers with the account, the role and the session name, which for an ECS task is the task's id. What that task
-// may be is the broker's to decide.
+// may be is the broker's to decide. Its answer is sealed to the key, which is made for one proof: who copies a proof,
+// and shows it to this replica of the broker or to another, gets an answer that cannot be opened.
 package iamproof
 
 import (
-	"crypto/rand"
+	"crypto/ecdh"
 	"crypto/sha256"
 	"encoding/base64"
 	"errors"
@@ -28,6 +29,8 @@ import (
 	"regexp"
 	"strings"
 	"time"
+
+	"github.com/isthmus-mesh/isthmus/internal/strictjson"
 )
 
 // TokenPath is where the broker answers.
@@ -44,7 +47,6 @@ const ReplayWindow = 15*time.Minute + MaxClockSkew
 const (
 	maxAudience     = 255
 	maxSessionToken = 16 << 10
-	nonceBytes      = 32
 )
 
 // The kinds of errors of Proof.Validate.
@@ -62,16 +64,30 @@ type Proof struct {
 	SessionToken string `json:"sessionToken"`
 	AMZDate      string `json:"amzDate"`
 	Signature    string `json:"signature"`
-	Nonce        string `json:"nonce"`
+	// Key is the X25519 public key to which the answer is sealed, in base64. It is made for this proof.
+	Key string `json:"key"`
+
+	private *ecdh.PrivateKey // of Key; nil in a proof that came over the wire
+}
+
+// ParseProof reads a proof from the wire. Its fields must be there, each once, and nothing else; the error wraps
+// ErrMalformed and repeats nothing that may be secret. Validate checks what the fields hold.
+func ParseProof(text []byte) (Proof, error) {
+	var p Proof
+	err := strictjson.Strings(text, map[string]*string{
+		"region": &p.Region, "accessKeyId": &p.AccessKeyID, "sessionToken": &p.SessionToken,
+		"amzDate": &p.AMZDate, "signature": &p.Signature, "key": &p.Key,
+	})
+	if err != nil {
+		return Proof{}, fmt.Errorf("%w: %w", ErrMalformed, err)
+	}
+	return p, nil
 }
 
 // LogValue keeps the secrets of a proof out of logs.
 func (p Proof) LogValue() slog.Value {
 	return slog.GroupValue(slog.String("region", p.Region), slog.String("accessKeyId", p.AccessKeyID), slog.String("amzDate", p.AMZDate))
 }
-
-// TokenRequest is the body of a request to the broker.
-type TokenRequest = Proof
 
 // TokenResponse is the broker's answer: a token for istiod, and who the task is.
 type TokenResponse struct {
@@ -164,10 +180,8 @@ func (p Proof) Validate(now time.Time) error {
 	case !datePattern.MatchString(p.AMZDate):
 		return fmt.Errorf("date: %w", ErrMalformed)
 	}
-	// The encoding must be the one of the nonce, not just one that decodes to it: the text is what is bound.
-	if raw, err := base64.StdEncoding.DecodeString(p.Nonce); err != nil || len(raw) != nonceBytes ||
-		base64.StdEncoding.EncodeToString(raw) != p.Nonce {
-		return fmt.Errorf("nonce: %w", ErrMalformed)
+	if _, err := parseKey(p.Key); err != nil {
+		return err
 	}
 	date, err := time.Parse(amzDateFormat, p.AMZDate)
 	if err != nil {
@@ -183,15 +197,9 @@ func (p Proof) Validate(now time.Time) error {
 // ReplayKey identifies the proof for a replay cache, without keeping the signature itself around.
 func (p Proof) ReplayKey() [sha256.Size]byte { return sha256.Sum256([]byte(p.Signature)) }
 
-func newNonce() string {
-	var raw [nonceBytes]byte
-	_, _ = rand.Read(raw[:]) // crypto/rand never fails
-	return base64.StdEncoding.EncodeToString(raw[:])
-}
-
-// bind ties the signature to the audience and the nonce.
-func bind(audience, nonce string) string {
-	sum := sha256.Sum256([]byte("isthmus-broker-v1\n" + audience + "\n" + nonce))
+// bind ties the signature to the audience and the key.
+func bind(audience, key string) string {
+	sum := sha256.Sum256([]byte("isthmus-broker-v1\n" + audience + "\n" + key))
 	return base64.StdEncoding.EncodeToString(sum[:])
 }
 

@@ -161,7 +161,7 @@ func TestChangedProofsDoNotVerify(t *testing.T) {
 	}
 	attacks := map[string]func(*iamproof.Proof) (audience string){
 		"another audience":   func(*iamproof.Proof) string { return "other.mesh" },
-		"another nonce":      func(p *iamproof.Proof) string { p.Nonce = other.Nonce; return audience },
+		"another key":        func(p *iamproof.Proof) string { p.Key = other.Key; return audience },
 		"another region":     func(p *iamproof.Proof) string { p.Region = "eu-west-1"; return audience },
 		"another session":    func(p *iamproof.Proof) string { p.SessionToken += "AA"; return audience },
 		"another signature":  func(p *iamproof.Proof) string { p.Signature = other.Signature; return audience },
@@ -219,10 +219,10 @@ func TestValidate(t *testing.T) {
 		{"no signature", iamproof.ErrMalformed, func(p *iamproof.Proof) { p.Signature = "" }},
 		{"upper-case signature", iamproof.ErrMalformed, func(p *iamproof.Proof) { p.Signature = strings.Repeat("A", 64) }},
 		{"signature and more", iamproof.ErrMalformed, func(p *iamproof.Proof) { p.Signature += ", x" }},
-		{"short nonce", iamproof.ErrMalformed, func(p *iamproof.Proof) { p.Nonce = "AAAA" }},
-		{"no nonce", iamproof.ErrMalformed, func(p *iamproof.Proof) { p.Nonce = "" }},
-		{"nonce with newlines", iamproof.ErrMalformed, func(p *iamproof.Proof) { p.Nonce = p.Nonce[:20] + "\n" + p.Nonce[20:] }},
-		{"nonce in another spelling", iamproof.ErrMalformed, func(p *iamproof.Proof) { p.Nonce = strings.Repeat("A", 42) + "B=" }},
+		{"short key", iamproof.ErrMalformed, func(p *iamproof.Proof) { p.Key = "AAAA" }},
+		{"no key", iamproof.ErrMalformed, func(p *iamproof.Proof) { p.Key = "" }},
+		{"key with newlines", iamproof.ErrMalformed, func(p *iamproof.Proof) { p.Key = p.Key[:20] + "\n" + p.Key[20:] }},
+		{"key in another spelling", iamproof.ErrMalformed, func(p *iamproof.Proof) { p.Key = strings.Repeat("A", 42) + "B=" }},
 	}
 	for _, tt := range tests {
 		p := good
@@ -271,7 +271,7 @@ func TestProofIsNotLogged(t *testing.T) {
 	if text := r.LogValue().String(); strings.Contains(text, r.Token) {
 		t.Errorf("LogValue() = %s, has the token", text)
 	}
-	if a, b := proof(t), proof(t); a.Nonce == b.Nonce || a.ReplayKey() == b.ReplayKey() {
+	if a, b := proof(t), proof(t); a.Key == b.Key || a.ReplayKey() == b.ReplayKey() {
 		t.Error("two proofs are the same")
 	}
 }
@@ -281,8 +281,8 @@ func FuzzRequest(f *testing.F) {
 	f.Add(region, keyID, session, "20261123T120000Z", strings.Repeat("a", 64), "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=")
 	f.Add("cn-north-1", keyID, "x", "20261123T120000Z", strings.Repeat("0", 64), "")
 	now := time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
-	f.Fuzz(func(t *testing.T, region, key, session, date, signature, nonce string) {
-		p := iamproof.Proof{Region: region, AccessKeyID: key, SessionToken: session, AMZDate: date, Signature: signature, Nonce: nonce}
+	f.Fuzz(func(t *testing.T, region, key, session, date, signature, public string) {
+		p := iamproof.Proof{Region: region, AccessKeyID: key, SessionToken: session, AMZDate: date, Signature: signature, Key: public}
 		if p.Validate(now) != nil {
 			return
 		}

@@ -2,6 +2,7 @@ package iamproof
 
 import (
 	"context"
+	"crypto/ecdh"
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
@@ -30,10 +31,14 @@ const (
 
 // Sign makes a proof of the role whose credentials these are, for the mesh audience.
 func Sign(ctx context.Context, creds aws.Credentials, region, audience string) (Proof, error) {
-	return sign(ctx, creds, region, audience, newNonce(), time.Now())
+	key, err := newKey()
+	if err != nil {
+		return Proof{}, fmt.Errorf("sign the proof: %w", err)
+	}
+	return sign(ctx, creds, region, audience, key, time.Now())
 }
 
-func sign(ctx context.Context, creds aws.Credentials, region, audience, nonce string, now time.Time) (Proof, error) {
+func sign(ctx context.Context, creds aws.Credentials, region, audience string, key *ecdh.PrivateKey, now time.Time) (Proof, error) {
 	if creds.SessionToken == "" || !keyPattern.MatchString(creds.AccessKeyID) {
 		return Proof{}, fmt.Errorf("sign the proof: only temporary credentials of a task role can be proved: %w", ErrNotTemporary)
 	}
@@ -42,7 +47,8 @@ func sign(ctx context.Context, creds aws.Credentials, region, audience, nonce st
 		AccessKeyID:  creds.AccessKeyID,
 		SessionToken: creds.SessionToken,
 		AMZDate:      now.UTC().Format(amzDateFormat),
-		Nonce:        nonce,
+		Key:          keyText(key.PublicKey()),
+		private:      key,
 	}
 	req, err := p.unsigned(audience, "")
 	if err != nil {
@@ -107,7 +113,7 @@ func (p Proof) unsigned(audience, stsURL string) (*http.Request, error) {
 		"X-Amz-Date":           {p.AMZDate},
 		"X-Amz-Security-Token": {p.SessionToken},
 		audienceHeader:         {audience},
-		bindHeader:             {bind(audience, p.Nonce)},
+		bindHeader:             {bind(audience, p.Key)},
 	}
 	return req, nil
 }

@@ -152,3 +152,16 @@ func TestRootsChange(t *testing.T) {
 		t.Errorf("Certificate() after the roots changed = %v", err)
 	}
 }
+
+// An answer that is larger than any chain and bundle is refused.
+func TestAnswerIsBounded(t *testing.T) {
+	t.Parallel()
+	istiod := meshtest.NewIstiod(t, nil)
+	for range 10_000 {
+		istiod.CA.AddRoot(istiod.CA.Root)
+	}
+	m := start(t, istiod, nil, nil)
+	if _, err := m.Certificate(t.Context(), echo); status.Code(err) != codes.ResourceExhausted {
+		t.Errorf("Certificate() = %v, want ResourceExhausted", err)
+	}
+}

@@ -13,6 +13,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
 	"math/big"
@@ -163,10 +164,7 @@ func (l *List) load() (changed bool, err error) {
 	if now == l.seen {
 		return false, nil
 	}
-	if info.Size() > maxFile {
-		return false, fmt.Errorf("read the revocation list: %d bytes, more than %d", info.Size(), maxFile)
-	}
-	text, err := os.ReadFile(l.cfg.Path)
+	text, err := read(l.cfg.Path)
 	if err != nil {
 		return false, fmt.Errorf("read the revocation list: %w", err)
 	}
@@ -177,6 +175,23 @@ func (l *List) load() (changed bool, err error) {
 	l.seen = now
 	l.current.Store(&parsed)
 	return true, nil
+}
+
+// read reads the file, which may grow meanwhile, up to its limit.
+func read(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	if info, err := f.Stat(); err == nil && info.Size() > maxFile {
+		return nil, fmt.Errorf("%s has more than %d bytes", path, maxFile)
+	}
+	text, err := io.ReadAll(io.LimitReader(f, maxFile+1))
+	if err == nil && len(text) > maxFile {
+		err = fmt.Errorf("%s has more than %d bytes", path, maxFile)
+	}
+	return text, err
 }
 
 // parse reads lists in PEM, or one in DER. Text without any list is an error, except empty text.

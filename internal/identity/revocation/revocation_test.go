@@ -6,8 +6,11 @@ import (
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
+	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -132,4 +135,53 @@ func TestConfig(t *testing.T) {
 	if _, err := New(Config{Path: "x"}); err == nil {
 		t.Error("New without Log = nil")
 	}
+}
+
+// A file that is too large is not read: it is an error at the start, and later the former list stays in force.
+func TestTooLarge(t *testing.T) {
+	ca := meshtest.NewCA(t)
+	cert := ca.Issue(t, meshtest.ID("a", "one")).TLS.Leaf
+	path := filepath.Join(t.TempDir(), "crl.pem")
+	if err := os.WriteFile(path, ca.Revoke(t, cert), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	log := &lockedBuffer{}
+	l, err := New(Config{Path: path, Interval: time.Millisecond, Log: slog.New(slog.NewTextHandler(log, nil))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	meshtest.Run(t, l.Run)
+	if err := os.Truncate(path, maxFile+1); err != nil { // sparse
+		t.Fatal(err)
+	}
+	meshtest.Eventually(t, "a warning", func() bool {
+		return strings.Contains(log.String(), "the former stays in force") && strings.Contains(log.String(), "has more than 67108864 bytes")
+	})
+	if l.Check([]*x509.Certificate{cert, ca.Root}) == nil {
+		t.Error("the former list is not in force")
+	}
+	if _, err := New(Config{Path: path, Log: meshtest.Discard()}); err == nil || !strings.Contains(err.Error(), "more than 67108864 bytes") {
+		t.Errorf("New() = %v", err)
+	}
+	// A file that does not tell its size is read up to the limit.
+	if _, err := New(Config{Path: "/dev/zero", Log: meshtest.Discard()}); err == nil || !strings.Contains(err.Error(), "more than 67108864 bytes") {
+		t.Errorf("New() of an endless file = %v", err)
+	}
+}
+
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (b *lockedBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.Write(p)
+}
+
+func (b *lockedBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.String()
 }

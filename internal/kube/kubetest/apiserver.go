@@ -60,6 +60,9 @@ func StartAPIServer(t testing.TB) *APIServer {
 	return a
 }
 
+// URL returns the server's address.
+func (a *APIServer) URL() string { return a.url }
+
 // Client returns a client with a bearer token.
 func (a *APIServer) Client(t testing.TB, token string) *kube.Client {
 	t.Helper()

@@ -35,6 +35,8 @@ type Cluster struct {
 	Client *kube.Client
 	dyn    *dynfake.FakeDynamicClient
 
+	changing sync.Mutex // held from reading an object to writing it, as the real API server's conflicts guarantee
+
 	mu      sync.Mutex
 	writes  []string           // guarded by mu
 	fail    func(string) error // guarded by mu
@@ -124,6 +126,8 @@ func (c *Cluster) Put(t testing.TB, yaml string) {
 	if err != nil {
 		t.Fatalf("kubetest: %v", err)
 	}
+	c.changing.Lock()
+	defer c.changing.Unlock()
 	for _, o := range objs {
 		kind := kindOf(o)
 		err := c.dyn.Tracker().Update(kind, o, o.GetNamespace())
@@ -210,6 +214,8 @@ func (c *Cluster) apply(a ktesting.Action) (bool, runtime.Object, error) {
 	}
 	want := &kube.Object{Object: fields}
 	tracker := c.dyn.Tracker()
+	c.changing.Lock()
+	defer c.changing.Unlock()
 	stored, err := tracker.Get(a.GetResource(), a.GetNamespace(), p.GetName())
 	c.mu.Lock()
 	c.version++

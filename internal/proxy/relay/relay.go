@@ -177,8 +177,12 @@ func Refuse(c *net.TCPConn) {
 	Abort(c)
 }
 
-// unusual returns err unless it is one of the ways in which connections end every day.
+// unusual returns err unless it is one of the ways in which connections end every day. CONNECT_ERROR is how a tunnel says
+// that the connection at its other end was reset (RFC 9113, section 8.5).
 func unusual(err error) error {
+	if reset, ok := errors.AsType[*hbone.StreamError](err); ok && reset.Code == hbone.ConnectError {
+		return nil
+	}
 	for _, usual := range []error{io.EOF, io.ErrUnexpectedEOF, io.ErrClosedPipe, net.ErrClosed, os.ErrClosed,
 		syscall.ECONNRESET, syscall.EPIPE, syscall.ENOTCONN} {
 		if errors.Is(err, usual) {

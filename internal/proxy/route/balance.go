@@ -72,7 +72,7 @@ func pick(s *state.Snapshot, q Query, svc *mesh.Service, port uint16, m mode) (u
 // rank says whether an endpoint may be used, and how well it matches the service's preferences.
 func (q Query) rank(e *state.Endpoint, svc *mesh.Service, port, target uint16, known bool, m mode) (int, bool) {
 	w := e.Workload
-	if m == standard && slices.Contains(q.Exclude, w.UID) {
+	if q.excludes(w) {
 		return 0, false
 	}
 	if len(w.Addresses) == 0 && w.Hostname == "" && (w.Network == q.Source.Network || w.NetworkGateway == nil) {
@@ -90,6 +90,12 @@ func (q Query) rank(e *state.Endpoint, svc *mesh.Service, port, target uint16, k
 		return 0, true
 	}
 	return rankPreferences(lb, q.Source, w)
+}
+
+func (q Query) excludes(w *mesh.Workload) bool {
+	return slices.ContainsFunc(q.Exclude, func(x *mesh.Workload) bool {
+		return x.UID == w.UID && x.Hostname == w.Hostname && slices.Equal(x.Addresses, w.Addresses)
+	})
 }
 
 // rankPreferences counts the preferences that an endpoint matches, in order, until the first it does not. When the
@@ -174,4 +180,28 @@ func (q Query) reach(e *state.Endpoint, svc *mesh.Service, port, target uint16) 
 		up.Hostname = e.Workload.Hostname
 	}
 	return up
+}
+
+// Target is a workload with the address and port of its application.
+type Target struct {
+	Workload *mesh.Workload
+	Addr     netip.AddrPort
+}
+
+// Targets returns the endpoints of svc of a network that a connection to port can end at, whatever their rank, in no
+// particular order.
+func Targets(s *state.Snapshot, svc *mesh.Service, network string, port uint16) []Target {
+	target, known := svc.Ports[port]
+	if !known {
+		return nil
+	}
+	var out []Target
+	eps := s.Endpoints(svc.Key)
+	for i := range eps {
+		w := eps[i].Workload
+		if p := targetPort(&eps[i], port, target); p != 0 && w.Network == network && len(w.Addresses) > 0 {
+			out = append(out, Target{w, netip.AddrPortFrom(w.Addresses[0], p)})
+		}
+	}
+	return out
 }

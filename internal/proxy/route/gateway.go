@@ -17,7 +17,11 @@ type GatewayQuery struct {
 	Authority string
 	// Processed says that a waypoint has dealt with the connection already, so it goes to the endpoint itself.
 	Processed bool
-	Rand      func(n uint64) uint64
+	// Serves says which services the gateway is for; it then serves no workload by its address either. nil serves all.
+	Serves func(hostname string) bool
+	Rand   func(n uint64) uint64
+	// Exclude are workloads that have just failed and are not to be tried again.
+	Exclude []*mesh.Workload
 }
 
 // ResolveGateway chooses the workload whose own proxy terminates the inner tunnel. Only workloads of the gateway's
@@ -25,7 +29,7 @@ type GatewayQuery struct {
 func ResolveGateway(s *state.Snapshot, q GatewayQuery) (Outbound, error) {
 	source := *q.Self
 	source.Network = q.Network // the record of the gateway may not say
-	query := Query{Network: q.Network, Source: &source, Rand: q.Rand}
+	query := Query{Network: q.Network, Source: &source, Rand: q.Rand, Exclude: q.Exclude}
 	svc, w, port, err := q.destination(s)
 	if err != nil {
 		return Outbound{}, err
@@ -43,14 +47,14 @@ func ResolveGateway(s *state.Snapshot, q GatewayQuery) (Outbound, error) {
 		if !ok || !up.Addr.IsValid() || up.Workload.Network != q.Network {
 			return Outbound{}, unreachable(q.Authority)
 		}
-		out.Via, out.Upstream, out.Addr = Waypoint, up.Workload, netip.AddrPortFrom(up.Addr, up.Port)
+		out.Via, out.Upstream, out.Addr, out.Alternatives = Waypoint, up.Workload, netip.AddrPortFrom(up.Addr, up.Port), up.Others
 		return out, nil
 	}
 	up, ok := pickLocal(s, query, svc, port)
 	if !ok {
 		return Outbound{}, unreachable(q.Authority)
 	}
-	out.Upstream, out.Addr = up.Workload, netip.AddrPortFrom(up.Addr, mesh.HBONEPort)
+	out.Upstream, out.Addr, out.Alternatives = up.Workload, netip.AddrPortFrom(up.Addr, mesh.HBONEPort), up.Others
 	return out, nil
 }
 
@@ -62,10 +66,10 @@ func unreachable(authority string) error {
 func (q GatewayQuery) destination(s *state.Snapshot) (*mesh.Service, *mesh.Workload, uint16, error) {
 	if a, err := netip.ParseAddrPort(q.Authority); err == nil {
 		at := mesh.NetworkAddress{Network: q.Network, Addr: a.Addr().Unmap()}
-		if svc := s.ServiceAt(at, q.Self.Namespace); svc != nil {
+		if svc := s.ServiceAt(at, q.Self.Namespace); svc != nil && q.serves(svc) {
 			return svc, nil, a.Port(), nil
 		}
-		if w := s.WorkloadAt(at); w != nil {
+		if w := s.WorkloadAt(at); w != nil && q.Serves == nil {
 			return nil, w, a.Port(), nil
 		}
 		return nil, nil, 0, &Rejection{http.StatusNotFound, "no service or workload for address: " + a.String()}
@@ -75,10 +79,14 @@ func (q GatewayQuery) destination(s *state.Snapshot) (*mesh.Service, *mesh.Workl
 		return nil, nil, 0, &Rejection{http.StatusBadRequest, fmt.Sprintf("no valid authority pseudo header: %q", q.Authority)}
 	}
 	svc := s.ServiceByHost(strings.ToLower(host), q.Self.Namespace)
-	if svc == nil {
+	if svc == nil || !q.serves(svc) {
 		return nil, nil, 0, &Rejection{http.StatusNotFound, "no service or workload for hostname: " + host}
 	}
 	return svc, nil, port, nil
+}
+
+func (q GatewayQuery) serves(svc *mesh.Service) bool {
+	return q.Serves == nil || q.Serves(svc.Key.Hostname)
 }
 
 // pickLocal is pick among the endpoints that a gateway can reach.
@@ -89,12 +97,14 @@ func pickLocal(s *state.Snapshot, q Query, svc *mesh.Service, port uint16) (upst
 	}
 	usable := func(e *state.Endpoint) bool {
 		w := e.Workload
-		return w.Protocol == mesh.HBONE && w.Network == q.Network && len(w.Addresses) > 0 && targetPort(e, port, target) != 0
+		return w.Protocol == mesh.HBONE && w.Network == q.Network && len(w.Addresses) > 0 && targetPort(e, port, target) != 0 && !q.excludes(w)
 	}
 	eps := s.Endpoints(svc.Key)
 	var total uint64
+	fit := 0
 	for i := range eps {
 		if usable(&eps[i]) {
+			fit++
 			total += uint64(eps[i].Workload.Capacity)
 		}
 	}
@@ -110,7 +120,9 @@ func pickLocal(s *state.Snapshot, q Query, svc *mesh.Service, port uint16) (upst
 			n -= c
 			continue
 		}
-		return q.reach(&eps[i], svc, port, target), true
+		up := q.reach(&eps[i], svc, port, target)
+		up.Others = fit - 1
+		return up, true
 	}
 	return upstream{}, false
 }

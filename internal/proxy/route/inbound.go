@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -107,16 +108,19 @@ func (q InboundQuery) target(s *state.Snapshot) (Inbound, error) {
 	return Inbound{Addr: netip.AddrPortFrom(local, target), Service: svc, Target: vip(svc, q.Network, port)}, nil
 }
 
-// isOurWaypoint reports whether asked belongs to something whose waypoint is this workload: then the peer meant us.
+// isOurWaypoint reports whether asked belongs to something of which this workload is a waypoint: then the peer meant us.
+// Of weighted waypoints each counts, whatever its weight: the peer may have chosen by the weights of a moment ago.
 func (q InboundQuery) isOurWaypoint(s *state.Snapshot, asked netip.Addr) bool {
 	at := mesh.NetworkAddress{Network: q.Network, Addr: asked}
-	var gw *mesh.GatewayAddress
 	if w := s.WorkloadAt(at); w != nil {
-		gw = w.Waypoint
-	} else if svc := s.ServiceAt(at, q.Local.Namespace); svc != nil {
-		gw = svc.Waypoint
+		return w.Waypoint != nil && isWaypoint(s, q.Local, *w.Waypoint)
 	}
-	return gw != nil && isWaypoint(s, q.Local, *gw)
+	svc := s.ServiceAt(at, q.Local.Namespace)
+	if svc == nil {
+		return false
+	}
+	return svc.Waypoint != nil && isWaypoint(s, q.Local, *svc.Waypoint) ||
+		slices.ContainsFunc(svc.WeightedWaypoints, func(w mesh.WeightedGateway) bool { return isWaypoint(s, q.Local, w.Gateway) })
 }
 
 // vip returns the address of a service in our network, IPv4 first.

@@ -64,8 +64,9 @@ type Query struct {
 	Dst     netip.AddrPort // where the application wants to go; never v4-mapped
 	// Rand returns a random number in [0,n); it is called only with n > 0.
 	Rand func(n uint64) uint64
-	// Exclude are the UIDs of endpoints of the service that have just failed and are not to be tried again.
-	Exclude []string
+	// Exclude are endpoints, waypoints and gateways that have just failed and are not to be tried again. One that has
+	// come back with another address is another one.
+	Exclude []*mesh.Workload
 }
 
 // Outbound is where a connection goes.
@@ -84,7 +85,7 @@ type Outbound struct {
 	Upstream *mesh.Workload
 	// Service is the service that was asked for, if any.
 	Service *mesh.Service
-	// Alternatives is the number of other endpoints of the service that the connection could go to.
+	// Alternatives is the number of other endpoints, or waypoints, or gateways that the connection could go to.
 	Alternatives int
 
 	target uint16 // port at the workload, for an authority that waits for Resolved
@@ -187,7 +188,7 @@ func toWaypoint(s *state.Snapshot, q Query, gw mesh.GatewayAddress, svc *mesh.Se
 	return Outbound{
 		Protocol: HBONE, Via: Waypoint, Addr: netip.AddrPortFrom(up.Addr, up.Port), Hostname: up.Hostname,
 		Authority: q.Dst.String(), // never translated: the waypoint decides by what the application asked for
-		Peers:     peers(gwSvc, up.Workload), Upstream: up.Workload, Service: svc,
+		Peers:     peers(gwSvc, up.Workload), Upstream: up.Workload, Service: svc, Alternatives: up.Others,
 	}, nil
 }
 
@@ -203,7 +204,7 @@ func toNetwork(s *state.Snapshot, q Query, w *mesh.Workload, svc *mesh.Service) 
 	return Outbound{
 		Protocol: DoubleHBONE, Via: Gateway, Addr: netip.AddrPortFrom(up.Addr, up.Port), Hostname: up.Hostname,
 		Authority: svc.Key.Hostname + ":" + strconv.Itoa(int(q.Dst.Port())),
-		Peers:     peers(gwSvc, up.Workload), InnerPeers: peers(svc, nil), Upstream: up.Workload, Service: svc,
+		Peers:     peers(gwSvc, up.Workload), InnerPeers: peers(svc, nil), Upstream: up.Workload, Service: svc, Alternatives: up.Others,
 	}, nil
 }
 
@@ -218,14 +219,14 @@ func gatewayUpstream(s *state.Snapshot, q Query, gw mesh.GatewayAddress) (upstre
 			return up, svc, ok
 		}
 		w := s.WorkloadAt(gw.Address)
-		return upstream{Workload: w, Addr: gw.Address.Addr, Port: gw.HBONEPort}, nil, w != nil
+		return upstream{Workload: w, Addr: gw.Address.Addr, Port: gw.HBONEPort}, nil, w != nil && !q.excludes(w)
 	}
 	if svc := s.Service(gw.Service); svc != nil {
 		up, ok := pick(s, q, svc, gw.HBONEPort, toGateway)
 		return up, svc, ok
 	}
 	w := s.WorkloadByHost(gw.Service)
-	if w == nil {
+	if w == nil || q.excludes(w) {
 		return upstream{}, nil, false
 	}
 	up := upstream{Workload: w, Port: gw.HBONEPort, Hostname: w.Hostname}

@@ -81,6 +81,10 @@ func testSnapshot() *state.Snapshot {
 			service("tcp.shop", "240.240.0.2", p80),
 			service("wp.shop", "10.96.0.9", map[uint16]uint16{15008: 15008}),
 			service("behind.shop", "240.240.0.3", p80, func(s *mesh.Service) { s.Waypoint = gatewayAt("10.96.0.9") }),
+			service("weighted.shop", "240.240.0.12", p80, func(s *mesh.Service) {
+				s.Waypoint = gatewayAt("10.0.0.7")
+				s.WeightedWaypoints = []mesh.WeightedGateway{{Gateway: *gatewayAt("10.0.0.8"), Weight: 9}, {Gateway: *gatewayAt("10.96.0.9")}}
+			}),
 			service("far.shop", "240.240.0.4", p80, func(s *mesh.Service) { s.SubjectAltNames = []string{"spiffe://cluster.local/ns/shop/sa/far"} }),
 			service("far2.shop", "240.240.0.5", p80),
 			service("empty.shop", "240.240.0.6", p80),
@@ -265,6 +269,10 @@ func TestResolveInbound(t *testing.T) {
 		{local: "wp", authority: "240.240.0.3:80", want: "10.0.0.4:80 10.0.0.4:80"}, // we are its waypoint
 		{local: "wp", authority: "10.0.0.6:80", want: "10.0.0.4:80 10.0.0.4:80"},
 		{local: "wp", authority: "240.240.0.1:80", status: 400},
+		{local: "wp", authority: "240.240.0.12:80", want: "10.0.0.4:80 10.0.0.4:80"}, // one of its weighted waypoints, of weight 0 now
+		{local: "gw", authority: "240.240.0.12:80", want: "10.0.0.8:80 10.0.0.8:80"}, // the other one, named by its own address
+		{local: "lost", authority: "240.240.0.12:80", want: "10.0.0.7:80 10.0.0.7:80"},
+		{local: "echo", authority: "240.240.0.12:80", status: 400},
 	} {
 		w := s.Workload("uid-" + c.local)
 		got, err := ResolveInbound(s, InboundQuery{Network: "eks", Local: w, Dialled: netip.AddrPortFrom(w.Addresses[0], 15008), Authority: c.authority, Illegal: illegal})
@@ -325,6 +333,20 @@ func TestResolveGateway(t *testing.T) {
 	}
 }
 
+// A gateway that was told which services it is for serves no other one, and no workload by its address.
+func TestResolveGatewayServes(t *testing.T) {
+	s := testSnapshot()
+	q := GatewayQuery{Network: "eks", Self: s.Workload("uid-gw"), Rand: func(uint64) uint64 { return 0 }, Serves: func(host string) bool { return host == "echo.shop" }}
+	for authority, want := range map[string]int{"echo.shop:80": 0, "Echo.Shop:80": 0, "240.240.0.1:80": 0, "behind.shop:80": 404, "10.0.0.2:1234": 404} {
+		q.Authority = authority
+		o, err := ResolveGateway(s, q)
+		var rej *Rejection
+		if want == 0 && err != nil || want != 0 && (!errors.As(err, &rej) || rej.Status != want) {
+			t.Errorf("%q = %s, %v; want status %d", authority, o.Addr, err, want)
+		}
+	}
+}
+
 // Whatever a peer asks for, nothing panics, and nothing but our own address is dialled.
 func FuzzResolveInbound(f *testing.F) {
 	for _, a := range []string{"10.0.0.2:80", "echo.shop:80", "[::1]:80", ":80", "a:b:c", "240.240.0.3:80", "%:1"} {
@@ -346,6 +368,54 @@ func BenchmarkResolve(b *testing.B) {
 	for b.Loop() {
 		if _, err := Resolve(s, q); err != nil {
 			b.Fatal(err)
+		}
+	}
+}
+
+// What has failed is not chosen again, unless it has come back elsewhere; a waypoint is replaced by another one, never
+// left out.
+func TestExclude(t *testing.T) {
+	st := state.NewStore()
+	p := map[uint16]uint16{15008: 15008}
+	client, echo := wl("client", "10.0.0.1"), wl("echo", "10.0.0.2", of("echo.shop", nil))
+	wp1, wp2 := wl("wp1", "10.0.0.4", of("wp.shop", p)), wl("wp2", "10.0.0.5", of("wp.shop", p))
+	gw := wl("gw", "10.0.0.8")
+	p80 := map[uint16]uint16{80: 8080}
+	st.Apply(mesh.Update{
+		Workloads: []*mesh.Workload{client, echo, wp1, wp2, gw,
+			wl("far", "", in("vpc"), of("far.shop", p80), func(w *mesh.Workload) { w.NetworkGateway = gatewayAt("10.0.0.8") })},
+		Services: []*mesh.Service{
+			service("echo.shop", "240.240.0.1", p80),
+			service("wp.shop", "10.96.0.9", p),
+			service("behind.shop", "240.240.0.3", p80, func(s *mesh.Service) { s.Waypoint = gatewayAt("10.96.0.9") }),
+			service("far.shop", "240.240.0.4", p80),
+		},
+	})
+	moved := *echo
+	moved.Addresses = []netip.Addr{addr("10.0.0.22")}
+	for _, c := range []struct {
+		dst    string
+		failed []*mesh.Workload
+		want   string
+		others int
+		err    error
+	}{
+		{dst: "240.240.0.1:80", want: "10.0.0.2:15008"},
+		{dst: "240.240.0.1:80", failed: []*mesh.Workload{echo}, err: ErrNoHealthyUpstream},
+		{dst: "240.240.0.1:80", failed: []*mesh.Workload{&moved}, want: "10.0.0.2:15008"},
+		{dst: "240.240.0.3:80", failed: []*mesh.Workload{wp1}, want: "10.0.0.5:15008"},
+		{dst: "240.240.0.3:80", failed: []*mesh.Workload{wp2}, want: "10.0.0.4:15008"},
+		{dst: "240.240.0.3:80", failed: []*mesh.Workload{echo}, others: 1},
+		{dst: "240.240.0.3:80", failed: []*mesh.Workload{wp1, wp2}, err: ErrUnknownWaypoint},
+		{dst: "240.240.0.4:80", failed: []*mesh.Workload{gw}, err: ErrUnknownGateway},
+	} {
+		o, err := Resolve(st.Snapshot(), Query{Network: "eks", Source: client, Dst: netip.MustParseAddrPort(c.dst), Exclude: c.failed, Rand: func(uint64) uint64 { return 0 }})
+		if !errors.Is(err, c.err) || c.err != nil && err == nil {
+			t.Errorf("Resolve(%s) = %v, want %v", c.dst, err, c.err)
+			continue
+		}
+		if c.err == nil && (c.want != "" && o.Addr.String() != c.want || o.Alternatives != c.others) {
+			t.Errorf("Resolve(%s) without %d that failed = %s and %d alternatives, want %s and %d", c.dst, len(c.failed), o.Addr, o.Alternatives, c.want, c.others)
 		}
 	}
 }

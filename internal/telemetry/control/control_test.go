@@ -19,7 +19,11 @@ func TestMetrics(t *testing.T) {
 	m.Token("IST2104", time.Second)
 	m.Token("", time.Second)
 	m.Revocation(5, 2)
+	m.Certificate(time.Unix(1_800_000_000, 0))
 	want := `
+# HELP isthmus_broker_certificate_expiration_timestamp_seconds When the broker's own certificate ends; it is renewed at half its life.
+# TYPE isthmus_broker_certificate_expiration_timestamp_seconds gauge
+isthmus_broker_certificate_expiration_timestamp_seconds 1.8e+09
 # HELP isthmus_broker_requests_total Requests to the broker by error code; issued for those that got a token.
 # TYPE isthmus_broker_requests_total counter
 isthmus_broker_requests_total{code="IST2104"} 1
@@ -35,7 +39,7 @@ isthmus_discovery_snapshot_age_seconds 3
 isthmus_kube_writes_total{outcome="error"} 1
 `
 	if err := testutil.GatherAndCompare(m.Registry(), strings.NewReader(want), "isthmus_broker_requests_total",
-		"isthmus_broker_task_secrets", "isthmus_discovery_snapshot_age_seconds", "isthmus_kube_writes_total"); err != nil {
+		"isthmus_broker_certificate_expiration_timestamp_seconds", "isthmus_broker_task_secrets", "isthmus_discovery_snapshot_age_seconds", "isthmus_kube_writes_total"); err != nil {
 		t.Error(err)
 	}
 	problems, err := testutil.GatherAndLint(m.Registry())

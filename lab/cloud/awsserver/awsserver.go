@@ -13,6 +13,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 )
@@ -162,6 +163,30 @@ type Config struct {
 	Faults    *Faults   // nil means none
 	Now       func() time.Time
 	Log       *slog.Logger // required
+}
+
+// Operations names all operations that are served, as SERVICE.OPERATION; a service that speaks several versions of its API
+// is named with the version, as SERVICE/VERSION.
+func (s *Server) Operations() []string {
+	versions := map[string]int{}
+	for _, svc := range s.cfg.Services {
+		versions[svc.Name]++
+	}
+	var out []string
+	for _, svc := range s.cfg.Services {
+		name := svc.Name
+		if versions[name] > 1 {
+			name += "/" + svc.Version
+		}
+		for op := range svc.Operations {
+			out = append(out, name+"."+op)
+		}
+		for _, route := range svc.Routes {
+			out = append(out, name+"."+route.Name)
+		}
+	}
+	slices.Sort(out)
+	return out
 }
 
 // Server is the endpoint. It is an http.Handler safe for concurrent use.

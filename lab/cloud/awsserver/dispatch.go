@@ -159,26 +159,33 @@ func (s *Server) call(x *exchange, op Operation, req Request) {
 	req.Caller, req.HTTP, req.authority = who, x.r, s.cfg.Authority
 	out, err := op(x.r.Context(), &req)
 	if err != nil {
-		s.fail(x, err)
+		s.write(x, s.after(x, s.failure(x, err)))
 		return
 	}
-	s.answer(x, out)
-}
-
-func (s *Server) answer(x *exchange, out any) {
 	body, contentType, err := encode(x, out)
 	if err != nil {
 		s.fail(x, fmt.Errorf("encode the answer of %s: %w", x.op, err))
 		return
 	}
-	s.write(x, http.StatusOK, contentType, s.after(x, x.requestKey(), body))
+	s.write(x, s.after(x, reply{status: http.StatusOK, contentType: contentType, body: body}))
+}
+
+// reply is what a client gets, but for the request id.
+type reply struct {
+	status                int
+	contentType           string
+	errorType, queryError string // headers; "" leaves them out
+	body                  []byte
 }
 
 // requestKey tells one read from another: what was asked, by body or by URL.
 func (x *exchange) requestKey() []byte { return append([]byte(x.r.URL.RequestURI()+"\x00"), x.body...) }
 
 // fail writes an error in the protocol of the exchange.
-func (s *Server) fail(x *exchange, err error) {
+func (s *Server) fail(x *exchange, err error) { s.write(x, s.failure(x, err)) }
+
+// failure puts an error into the protocol of the exchange.
+func (s *Server) failure(x *exchange, err error) reply {
 	e, ok := errors.AsType[*Error](err)
 	if !ok {
 		s.cfg.Log.LogAttrs(x.r.Context(), slog.LevelError, "aws call broke inside the lab",
@@ -188,23 +195,30 @@ func (s *Server) fail(x *exchange, err error) {
 	s.cfg.Log.LogAttrs(x.r.Context(), slog.LevelDebug, "aws call refused", slog.String("service", x.service.Name),
 		slog.String("operation", x.op), slog.String("code", e.Code), slog.String("message", e.Message))
 	code, status := e.inProtocol(x.protocol)
-	body, contentType := encodeError(x, e, code, status)
+	out := reply{status: status}
+	out.body, out.contentType = encodeError(x, e, code, status)
 	if x.protocol == JSON10 || x.protocol == JSON11 || x.protocol == RESTJSON {
-		x.w.Header().Set("X-Amzn-Errortype", code)
+		out.errorType = code
 	}
 	if e.QueryCode != "" {
-		x.w.Header().Set("X-Amzn-Query-Error", e.QueryCode+";Sender")
+		out.queryError = e.QueryCode + ";Sender"
 	}
-	s.write(x, status, contentType, body)
+	return out
 }
 
-func (s *Server) write(x *exchange, status int, contentType string, body []byte) {
+func (s *Server) write(x *exchange, out reply) {
 	h := x.w.Header()
-	h.Set("Content-Type", contentType)
+	h.Set("Content-Type", out.contentType)
 	h.Set("X-Amzn-Requestid", x.id)
-	h.Set("Content-Length", itoa(len(body)))
-	x.w.WriteHeader(status)
-	if _, err := x.w.Write(body); err != nil {
+	h.Set("Content-Length", itoa(len(out.body)))
+	if out.errorType != "" {
+		h.Set("X-Amzn-Errortype", out.errorType)
+	}
+	if out.queryError != "" {
+		h.Set("X-Amzn-Query-Error", out.queryError)
+	}
+	x.w.WriteHeader(out.status)
+	if _, err := x.w.Write(out.body); err != nil {
 		s.cfg.Log.LogAttrs(x.r.Context(), slog.LevelDebug, "aws client went away", slog.String("error", err.Error()))
 	}
 }

@@ -40,14 +40,24 @@ func (s *Server) refuse(x *exchange, who Identity) error {
 	case x.faults[FaultError] != nil:
 		return &Error{Code: codeServerError, Status: http.StatusInternalServerError, Message: "Service Unavailable. Please try again later."}
 	case x.faults[FaultThrottle] != nil, x.faults[FaultLimits] != nil && !s.cfg.Faults.take(who.AccountID, x):
-		if x.service.Name == "sqs" {
-			return &Error{Code: "RequestThrottled", QueryCode: "RequestThrottled", Status: http.StatusBadRequest, Message: "Rate exceeded"}
-		}
-		return &Error{Code: codeThrottling, Status: http.StatusBadRequest, Message: "Rate exceeded"}
+		return throttled(x.service.Name)
 	case x.faults[FaultDenied] != nil && x.op != "GetCallerIdentity": // which no policy can deny
 		return AccessDenied(who.ARN, x.service.Name+":"+x.op, "*", DeniedExplicitly)
 	}
 	return nil
+}
+
+// throttled is how a service says that it is called too often; the Query protocols have other names for it, see queryCodes
+// and ec2Codes.
+func throttled(service string) error {
+	e := &Error{Code: codeThrottling, Status: http.StatusBadRequest, Message: "Rate exceeded"}
+	switch service {
+	case "sqs":
+		e.Code, e.QueryCode = "RequestThrottled", "RequestThrottled"
+	case "eks":
+		e.Status = http.StatusTooManyRequests
+	}
+	return e
 }
 
 // hangUp closes the connection without an answer.
@@ -77,21 +87,33 @@ func isRead(op string) bool {
 }
 
 // after lets the faults that hit a call change its answer.
-func (s *Server) after(x *exchange, request, body []byte) []byte {
+func (s *Server) after(x *exchange, out reply) reply {
 	f := s.cfg.Faults
-	if f == nil || x.protocol == Query || x.protocol == EC2Query || !isRead(x.op) {
-		return body
+	if f == nil || !isRead(x.op) {
+		return out
 	}
-	body = f.recall(x, request, body)
+	out = f.recall(x, out)
 	keep := func(n int) int { return n }
 	switch {
+	case out.status != http.StatusOK:
+		return out
 	case x.faults[FaultEmpty] != nil:
 		keep = func(int) int { return 0 }
 	case x.faults[FaultPartial] != nil:
 		keep = func(n int) int { return (n + 1) / 2 }
 	default:
-		return body
+		return out
 	}
+	if out.contentType == typeXML {
+		out.body = cutXML(out.body, keep)
+	} else {
+		out.body = cutJSON(out.body, keep)
+	}
+	return out
+}
+
+// cutJSON leaves of each list of an answer as many members as keep says, and no token for the rest.
+func cutJSON(body []byte, keep func(int) int) []byte {
 	var doc map[string]any
 	dec := json.NewDecoder(bytes.NewReader(body))
 	dec.UseNumber()
@@ -104,6 +126,7 @@ func (s *Server) after(x *exchange, request, body []byte) []byte {
 		}
 	}
 	delete(doc, "nextToken")
+	delete(doc, "NextToken")
 	changed, err := marshalJSON(doc)
 	if err != nil {
 		return body
@@ -126,32 +149,32 @@ type memory struct {
 
 // remembered is an answer and when it was given.
 type remembered struct {
-	body []byte
+	reply
 	at   time.Time
 	turn int // how often it was asked for while FaultEventual stood
 }
 
 // recall returns the answer that a read gets: the remembered one under FaultStale, by turns under FaultEventual, else the
 // fresh one, which it remembers.
-func (f *Faults) recall(x *exchange, request, fresh []byte) []byte {
-	key := strings.Join([]string{x.account, x.region, x.service.Name, x.op, string(request)}, "\x00")
+func (f *Faults) recall(x *exchange, fresh reply) reply {
+	key := strings.Join([]string{x.account, x.region, x.service.Name, x.op, string(x.requestKey())}, "\x00")
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	old := f.memory.answers[key]
 	if s := x.faults[FaultStale]; s != nil && old != nil && !old.at.After(s.set) {
-		return old.body
+		return old.reply
 	}
 	if s := x.faults[FaultEventual]; s != nil && old != nil && f.now().Sub(old.at) < s.By {
 		old.turn++
 		if old.turn%2 == 1 {
-			return old.body
+			return old.reply
 		}
 		return fresh // and the remembered one stays what the other replica says, until it is too old
 	}
 	if x.faults[FaultStale] != nil {
 		return fresh // nothing from before: a read that was not made then
 	}
-	f.memory.put(key, &remembered{body: bytes.Clone(fresh), at: f.now()})
+	f.memory.put(key, &remembered{reply: fresh, at: f.now()})
 	return fresh
 }
 

@@ -13,7 +13,7 @@ import (
 // FaultKind is a way in which the endpoint can misbehave.
 type FaultKind string
 
-// The faults. Those that change lists work in the JSON protocols, which ECS, EKS and CloudWatch Logs speak.
+// The faults. Reads are the operations whose names begin with List, Describe, Get or Filter.
 const (
 	FaultThrottle FaultKind = "throttle" // refused as too many requests
 	FaultError    FaultKind = "error"    // answered with status 500
@@ -37,7 +37,7 @@ func FaultKinds() []struct {
 		Kind FaultKind
 		Does string
 	}{
-		{FaultThrottle, "calls are refused with ThrottlingException"},
+		{FaultThrottle, "calls are refused as too many, in the words of their service"},
 		{FaultError, "calls fail with status 500"},
 		{FaultSlow, "calls are answered late (--by, 5s unless said otherwise)"},
 		{FaultEmpty, "lists come back empty"},

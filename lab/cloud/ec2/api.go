@@ -3,8 +3,10 @@ package ec2
 import (
 	"context"
 	"maps"
+	"math"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/isthmus-mesh/isthmus/lab/cloud/awsserver"
@@ -34,8 +36,8 @@ func (s *Service) operations() map[string]operation {
 		"DescribeSecurityGroups": s.describeGroups, "CreateSecurityGroup": s.createGroup, "DeleteSecurityGroup": s.deleteGroup,
 		"AuthorizeSecurityGroupIngress": s.changeRules, "AuthorizeSecurityGroupEgress": s.changeRules,
 		"RevokeSecurityGroupIngress": s.changeRules, "RevokeSecurityGroupEgress": s.changeRules,
-		"DescribeInstances": s.describeInstances,
-		"CreateTags":        s.createTags, "DeleteTags": s.deleteTags,
+		"DescribeInstances": s.describeInstances, "RunInstances": s.runInstances, "TerminateInstances": s.terminateInstances,
+		"CreateTags": s.createTags, "DeleteTags": s.deleteTags,
 	}
 }
 
@@ -88,38 +90,83 @@ func filters(r *awsserver.Request) func(attrs map[string][]string) bool {
 }
 
 // resource is something an account owns.
-type resource interface{ common() *owned }
+type resource interface {
+	common() *owned
+	sees(r *awsserver.Request) bool // whether the caller is one to whom it is shown
+}
 
 // find returns a resource of the caller, or EC2's error of the given kind and wording.
 func find[R resource](r *awsserver.Request, all map[string]R, id, code, what string) (R, error) {
 	x, ok := all[id]
-	if !ok || !x.common().mine(r.Caller.AccountID, r.Region) {
+	if !ok || !x.sees(r) {
 		var none R
 		return none, awsserver.Errorf(code, "The %s '%s' does not exist", what, id)
 	}
 	return x, nil
 }
 
-// selected returns the caller's resources that the ids under prefix and the filters choose, in the order of their ids. An
-// id that does not exist is an error.
-func selected[R resource](r *awsserver.Request, all map[string]R, prefix, code, what string, attributes func(R) map[string][]string) ([]R, error) {
+// selected returns the caller's resources that the ids under prefix and the filters choose, in the order of their ids, and
+// the token for more of them. An id that does not exist is an error. Attributes may be nil for one that shall not be chosen.
+func selected[R resource](r *awsserver.Request, all map[string]R, prefix, code, what string, attributes func(R) map[string][]string) ([]R, string, error) {
 	ids, match := r.Form.Strings(prefix), filters(r)
 	for _, id := range ids {
 		if _, err := find(r, all, id, code, what); err != nil {
-			return nil, err
+			return nil, "", err
 		}
+	}
+	limit, after, err := paging(r, prefix, len(ids) > 0)
+	if err != nil {
+		return nil, "", err
 	}
 	var out []R
 	for _, id := range slices.Sorted(maps.Keys(all)) {
 		x := all[id]
-		if o := x.common(); !o.mine(r.Caller.AccountID, r.Region) || len(ids) > 0 && !slices.Contains(ids, id) {
+		if !x.sees(r) || id <= after || len(ids) > 0 && !slices.Contains(ids, id) {
 			continue
 		}
-		if match(tagAttrs(attributes(x), x.common().tags)) {
-			out = append(out, x)
+		attrs := attributes(x)
+		if attrs == nil || !match(tagAttrs(attrs, x.common().tags)) {
+			continue
 		}
+		if len(out) == limit {
+			return out, r.PageToken(out[limit-1].common().id), nil
+		}
+		out = append(out, x)
 	}
-	return out, nil
+	return out, "", nil
+}
+
+// mostRouteTables and mostOfAll bound the pages of Describe calls, leastOfAll is the least that can be asked for.
+const (
+	leastOfAll      = 5
+	mostOfAll       = 1000
+	mostRouteTables = 100
+)
+
+// paging reads MaxResults and NextToken. Without MaxResults everything is on one page.
+func paging(r *awsserver.Request, prefix string, byID bool) (limit int, after string, err error) {
+	after, ok := r.ReadPageToken(r.Form.Get("NextToken"))
+	if !ok {
+		return 0, "", awsserver.Errorf("InvalidNextToken", "The specified NextToken is not valid.")
+	}
+	text := r.Form.Get("MaxResults")
+	if text == "" {
+		return math.MaxInt, after, nil
+	}
+	most := mostOfAll
+	if r.Operation == "DescribeRouteTables" {
+		most = mostRouteTables
+	}
+	limit, err = strconv.Atoi(text)
+	switch {
+	case byID:
+		return 0, "", awsserver.Errorf("InvalidParameterCombination", "The parameter %ss cannot be used with the parameter MaxResults", prefix)
+	case err != nil || limit < leastOfAll:
+		return 0, "", awsserver.Errorf("InvalidParameterValue", "Value ( %s ) for parameter maxResults is invalid. Expecting a value greater than %d.", text, leastOfAll)
+	case limit > most:
+		return 0, "", awsserver.Errorf("InvalidParameterValue", "Value ( %s ) for parameter maxResults is invalid. Expecting a value less than %d.", text, most)
+	}
+	return limit, after, nil
 }
 
 // count returns how many resources of the caller there are.
@@ -203,6 +250,8 @@ func (s *Service) tagged(r *awsserver.Request, id string) (*owned, error) {
 		o = lookup(s.tables, id)
 	case "pcx":
 		o = lookup(s.peerings, id)
+	case "i":
+		o = lookup(s.instances, id)
 	case "sg":
 		o = lookup(s.groups, id)
 	}

@@ -1,5 +1,5 @@
 // Package ec2 is the part of EC2 that the lab has: VPCs with their subnets, gateways, route tables and peerings, and
-// security groups. The lab begins with one VPC, that of its EKS cluster; further ones become networks of their own, and
+// security groups, and instances for ECS. The lab begins with one VPC, that of its EKS cluster; further ones become networks of their own, and
 // packets pass between two of them only where an active peering and the routes of both sides let them. Internet and NAT
 // gateways and the rules of security groups are recorded and shown again, but do nothing to packets.
 package ec2
@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"sync"
 
+	"github.com/isthmus-mesh/isthmus/lab/cloud/awsserver"
 	"github.com/isthmus-mesh/isthmus/lab/cloud/ecs"
 )
 
@@ -93,6 +94,8 @@ type Service struct {
 	tables    map[string]*routeTable
 	peerings  map[string]*peering
 	groups    map[string]*group
+	instances map[string]*instance
+	machines  Machines // nil means that there are no instances
 }
 
 var _ ecs.Network = (*Service)(nil)
@@ -107,6 +110,8 @@ func (o *owned) common() *owned { return o }
 
 // mine reports whether the resource is one of an account and region.
 func (o *owned) mine(account, region string) bool { return o.account == account && o.region == region }
+
+func (o *owned) sees(r *awsserver.Request) bool { return o.mine(r.Caller.AccountID, r.Region) }
 
 type vpc struct {
 	owned
@@ -143,7 +148,7 @@ func New(cfg Config) (*Service, error) {
 		cfg.Subnets = DefaultSubnets(cfg.Region)
 	}
 	s := &Service{cfg: cfg, vpcs: map[string]*vpc{}, subnets: map[string]*subnet{}, gateways: map[string]*gateway{}, addresses: map[string]*address{},
-		nats: map[string]*nat{}, tables: map[string]*routeTable{}, peerings: map[string]*peering{}, groups: map[string]*group{}}
+		nats: map[string]*nat{}, tables: map[string]*routeTable{}, peerings: map[string]*peering{}, groups: map[string]*group{}, instances: map[string]*instance{}}
 	s.furnish()
 	return s, nil
 }

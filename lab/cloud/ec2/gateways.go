@@ -58,7 +58,7 @@ func (g *gateway) xml() gatewayXML {
 }
 
 func (s *Service) describeGateways(r *awsserver.Request) (any, error) {
-	found, err := selected(r, s.gateways, "InternetGatewayId", noGateway, gatewayID, func(g *gateway) map[string][]string {
+	found, next, err := selected(r, s.gateways, "InternetGatewayId", noGateway, gatewayID, func(g *gateway) map[string][]string {
 		attrs := map[string][]string{"internet-gateway-id": {g.id}, "owner-id": {g.account}}
 		if g.vpc != "" {
 			attrs["attachment.vpc-id"], attrs["attachment.state"] = []string{g.vpc}, []string{"available"}
@@ -67,7 +67,8 @@ func (s *Service) describeGateways(r *awsserver.Request) (any, error) {
 	})
 	out := struct {
 		Gateways []gatewayXML `xml:"internetGatewaySet>item"`
-	}{}
+		Next     string       `xml:"nextToken,omitempty"`
+	}{Next: next}
 	for _, g := range found {
 		out.Gateways = append(out.Gateways, g.xml())
 	}
@@ -137,7 +138,7 @@ type addressXML struct {
 }
 
 func (s *Service) describeAddresses(r *awsserver.Request) (any, error) {
-	found, err := selected(r, s.addresses, "AllocationId", noAddress, addressID, func(a *address) map[string][]string {
+	found, _, err := selected(r, s.addresses, "AllocationId", noAddress, addressID, func(a *address) map[string][]string {
 		return map[string][]string{"allocation-id": {a.id}, "public-ip": {a.ip}, "domain": {"vpc"}}
 	})
 	out := struct {
@@ -212,12 +213,13 @@ func (s *Service) natXML(n *nat) natXML {
 }
 
 func (s *Service) describeNATs(r *awsserver.Request) (any, error) {
-	found, err := selected(r, s.nats, "NatGatewayId", noNAT, natID, func(n *nat) map[string][]string {
+	found, next, err := selected(r, s.nats, "NatGatewayId", noNAT, natID, func(n *nat) map[string][]string {
 		return map[string][]string{"nat-gateway-id": {n.id}, "vpc-id": {n.vpc}, "subnet-id": {n.subnet}, "state": {n.state}}
 	})
 	out := struct {
 		NATs []natXML `xml:"natGatewaySet>item"`
-	}{}
+		Next string   `xml:"nextToken,omitempty"`
+	}{Next: next}
 	for _, n := range found {
 		out.NATs = append(out.NATs, s.natXML(n))
 	}

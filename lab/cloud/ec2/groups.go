@@ -92,17 +92,18 @@ func permissions(rules []rule, account string) []permissionXML {
 const noGroup, groupID = "InvalidGroup.NotFound", "security group"
 
 func (s *Service) describeGroups(r *awsserver.Request) (any, error) {
-	found, err := selected(r, s.groups, "GroupId", noGroup, groupID, func(g *group) map[string][]string {
+	names := r.Form.Strings("GroupName")
+	found, next, err := selected(r, s.groups, "GroupId", noGroup, groupID, func(g *group) map[string][]string {
+		if len(names) > 0 && !slices.Contains(names, g.name) {
+			return nil
+		}
 		return map[string][]string{"group-id": {g.id}, "group-name": {g.name}, "vpc-id": {g.vpc}, "description": {g.description}, "owner-id": {g.account}}
 	})
-	names := r.Form.Strings("GroupName")
 	out := struct {
 		Groups []groupXML `xml:"securityGroupInfo>item"`
-	}{}
+		Next   string     `xml:"nextToken,omitempty"`
+	}{Next: next}
 	for _, g := range found {
-		if len(names) > 0 && !slices.Contains(names, g.name) {
-			continue
-		}
 		out.Groups = append(out.Groups, groupXML{OwnerID: g.account, GroupID: g.id, ARN: g.arn(), GroupName: g.name, Description: g.description,
 			VPCID: g.vpc, Ingress: permissions(g.ingress, g.account), Egress: permissions(g.egress, g.account), Tags: tagSet(g.tags)})
 	}

@@ -60,35 +60,26 @@ func (p *peering) sees(r *awsserver.Request) bool {
 		p.accepter.account == r.Caller.AccountID && p.accepter.region == r.Region
 }
 
+const noPeering, peeringID = "InvalidVpcPeeringConnectionID.NotFound", "vpcPeeringConnection ID"
+
 func (s *Service) peering(r *awsserver.Request) (*peering, error) {
-	id := r.Form.Get("VpcPeeringConnectionId")
-	p := s.peerings[id]
-	if p == nil || !p.sees(r) {
-		return nil, awsserver.Errorf("InvalidVpcPeeringConnectionID.NotFound", "The vpcPeeringConnection ID '%s' does not exist", id)
-	}
-	return p, nil
+	return find(r, s.peerings, r.Form.Get("VpcPeeringConnectionId"), noPeering, peeringID)
 }
 
 func (s *Service) describePeerings(r *awsserver.Request) (any, error) {
-	ids, match := r.Form.Strings("VpcPeeringConnectionId"), filters(r)
+	found, next, err := selected(r, s.peerings, "VpcPeeringConnectionId", noPeering, peeringID, func(p *peering) map[string][]string {
+		return map[string][]string{"vpc-peering-connection-id": {p.id}, "status-code": {p.status},
+			"requester-vpc-info.vpc-id": {p.requester.vpc}, "requester-vpc-info.owner-id": {p.requester.account}, "requester-vpc-info.cidr-block": {p.requester.cidr.String()},
+			"accepter-vpc-info.vpc-id": {p.accepter.vpc}, "accepter-vpc-info.owner-id": {p.accepter.account}, "accepter-vpc-info.cidr-block": {p.accepter.cidr.String()}}
+	})
 	out := struct {
 		Peerings []peeringXML `xml:"vpcPeeringConnectionSet>item"`
-	}{}
-	for _, id := range ids {
-		if p := s.peerings[id]; p == nil || !p.sees(r) {
-			return nil, awsserver.Errorf("InvalidVpcPeeringConnectionID.NotFound", "The vpcPeeringConnection ID '%s' does not exist", id)
-		}
+		Next     string       `xml:"nextToken,omitempty"`
+	}{Next: next}
+	for _, p := range found {
+		out.Peerings = append(out.Peerings, p.xml())
 	}
-	for _, id := range slices.Sorted(maps.Keys(s.peerings)) {
-		p := s.peerings[id]
-		attrs := tagAttrs(map[string][]string{"vpc-peering-connection-id": {p.id}, "status-code": {p.status},
-			"requester-vpc-info.vpc-id": {p.requester.vpc}, "requester-vpc-info.owner-id": {p.requester.account}, "requester-vpc-info.cidr-block": {p.requester.cidr.String()},
-			"accepter-vpc-info.vpc-id": {p.accepter.vpc}, "accepter-vpc-info.owner-id": {p.accepter.account}, "accepter-vpc-info.cidr-block": {p.accepter.cidr.String()}}, p.tags)
-		if p.sees(r) && (len(ids) == 0 || slices.Contains(ids, id)) && match(attrs) {
-			out.Peerings = append(out.Peerings, p.xml())
-		}
-	}
-	return out, nil
+	return out, err
 }
 
 type onePeering struct {

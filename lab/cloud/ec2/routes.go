@@ -98,7 +98,7 @@ func (s *Service) tableXML(t *routeTable) tableXML {
 }
 
 func (s *Service) describeTables(r *awsserver.Request) (any, error) {
-	found, err := selected(r, s.tables, "RouteTableId", noTable, tableID, func(t *routeTable) map[string][]string {
+	found, next, err := selected(r, s.tables, "RouteTableId", noTable, tableID, func(t *routeTable) map[string][]string {
 		attrs := map[string][]string{"route-table-id": {t.id}, "vpc-id": {t.vpc}, "owner-id": {t.account}, "association.main": {"false"}}
 		if t.main {
 			attrs["association.main"] = []string{"true"}
@@ -117,7 +117,8 @@ func (s *Service) describeTables(r *awsserver.Request) (any, error) {
 	})
 	out := struct {
 		Tables []tableXML `xml:"routeTableSet>item"`
-	}{}
+		Next   string     `xml:"nextToken,omitempty"`
+	}{Next: next}
 	for _, t := range found {
 		out.Tables = append(out.Tables, s.tableXML(t))
 	}

@@ -31,14 +31,15 @@ func (s *Service) vpc(r *awsserver.Request, id string) (*vpc, error) {
 }
 
 func (s *Service) describeVPCs(r *awsserver.Request) (any, error) {
-	found, err := selected(r, s.vpcs, "VpcId", noVPC, vpcID, func(v *vpc) map[string][]string {
+	found, next, err := selected(r, s.vpcs, "VpcId", noVPC, vpcID, func(v *vpc) map[string][]string {
 		isDefault := []string{strconv.FormatBool(v.isDefault)}
 		return map[string][]string{"vpc-id": {v.id}, "cidr": {v.cidr.String()}, "state": {"available"}, "is-default": isDefault,
 			"isDefault": isDefault, "owner-id": {v.account}}
 	})
 	out := struct {
 		VPCs []vpcXML `xml:"vpcSet>item"`
-	}{}
+		Next string   `xml:"nextToken,omitempty"`
+	}{Next: next}
 	for _, v := range found {
 		out.VPCs = append(out.VPCs, v.xml())
 	}
@@ -195,14 +196,15 @@ func zoneID(zone string) string {
 const noSubnet, subnetID = "InvalidSubnetID.NotFound", "subnet ID"
 
 func (s *Service) describeSubnets(r *awsserver.Request) (any, error) {
-	found, err := selected(r, s.subnets, "SubnetId", noSubnet, subnetID, func(x *subnet) map[string][]string {
+	found, next, err := selected(r, s.subnets, "SubnetId", noSubnet, subnetID, func(x *subnet) map[string][]string {
 		return map[string][]string{"subnet-id": {x.id}, "vpc-id": {x.vpc}, "availability-zone": {x.zone}, "state": {"available"},
 			"cidr-block": {x.cidr.String()}, "cidrBlock": {x.cidr.String()}, "cidr": {x.cidr.String()},
 			"map-public-ip-on-launch": {strconv.FormatBool(x.public)}, "owner-id": {x.account}}
 	})
 	out := struct {
 		Subnets []subnetXML `xml:"subnetSet>item"`
-	}{}
+		Next    string      `xml:"nextToken,omitempty"`
+	}{Next: next}
 	for _, x := range found {
 		out.Subnets = append(out.Subnets, x.xml())
 	}
@@ -293,6 +295,11 @@ func (s *Service) deleteSubnet(r *awsserver.Request) (any, error) {
 	}
 	for _, n := range s.nats {
 		if n.subnet == x.id && n.state != natDeleted {
+			return nil, dependent("subnet", x.id)
+		}
+	}
+	for _, i := range s.instances {
+		if i.subnet == x.id && i.state == instanceRunning {
 			return nil, dependent("subnet", x.id)
 		}
 	}

@@ -86,7 +86,8 @@ func (s *Service) createCluster(_ context.Context, r *awsserver.Request) (any, e
 		return nil, awsserver.Errorf("LimitExceededException", "The limit for the resource was exceeded.")
 	}
 	c := &cluster{place: p, name: in.ClusterName, arn: p.arn("cluster", in.ClusterName), status: statusActive, changedAt: s.now(),
-		tags: tags, extra: without(raw, "clusterName", "tags"), services: map[string]*service{}, tasks: map[string]*task{}}
+		tags: tags, extra: without(raw, "clusterName", "tags"), services: map[string]*service{}, tasks: map[string]*task{},
+		instances: map[string]*instance{}}
 	p.clusters[c.name] = c
 	return doc{"cluster": c.describe(allIncluded())}, nil
 }
@@ -119,7 +120,7 @@ func (c *cluster) describe(include []string) doc {
 			active++
 		}
 	}
-	d := doc{"clusterArn": c.arn, "clusterName": c.name, "status": c.status, "registeredContainerInstancesCount": 0,
+	d := doc{"clusterArn": c.arn, "clusterName": c.name, "status": c.status, "registeredContainerInstancesCount": len(c.instances),
 		"runningTasksCount": running, "pendingTasksCount": pending, "activeServicesCount": active,
 		"statistics": []any{}, "tags": []tag{}, "settings": []any{}, "capacityProviders": []any{}, "defaultCapacityProviderStrategy": []any{}}
 	for k, v := range c.extra {
@@ -236,6 +237,9 @@ func (s *Service) deleteCluster(_ context.Context, r *awsserver.Request) (any, e
 		if t.last != stateStopped {
 			return nil, awsserver.Errorf("ClusterContainsTasksException", "The Cluster cannot be deleted while Tasks are active.")
 		}
+	}
+	if len(c.instances) > 0 {
+		return nil, awsserver.Errorf("ClusterContainsContainerInstancesException", "The Cluster cannot be deleted while Container Instances are active or draining.")
 	}
 	c.status, c.changedAt = statusInactive, s.now()
 	return doc{"cluster": c.describe(allIncluded())}, nil

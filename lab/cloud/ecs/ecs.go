@@ -1,6 +1,7 @@
 // Package ecs is the lab's Elastic Container Service: its control API, a service scheduler, and tasks that really
 // run, on a container runtime handed in, with addresses of the VPC, credentials of their role, health checks and
-// exec. Fargate and EC2 launch types behave alike here: there is one machine.
+// exec. Tasks of launch type EC2 run on container instances, which are EC2 instances whose user data names a cluster; each is a
+// network namespace with the instance's address, for network modes host and bridge, and there is one machine below all of them.
 //
 // All state lives in one Service behind one mutex. What takes time - starting a container, asking for its health -
 // is done by one goroutine per task (runner.go) without the mutex; the scheduler (scheduler.go) only compares and
@@ -86,9 +87,12 @@ type Service struct {
 	places   map[placeKey]*place // guarded by mu
 	starting []*task             // guarded by mu; tasks made but not yet given to a runner
 	creds    map[string]*task    // by credential id; guarded by mu
+	machines map[string]*machine // by EC2 instance id; guarded by mu
 	metadata map[string]*containerRef
 	sessions map[string]*execSession // by session id; guarded by mu
 	running  bool                    // guarded by mu
+
+	inbox inbox
 }
 
 type placeKey struct{ account, region string }
@@ -129,7 +133,7 @@ func New(cfg Config) (*Service, error) {
 		cfg.MetadataURL = "http://169.254.170.2"
 	}
 	return &Service{cfg: cfg, now: cfg.Now, log: cfg.Log, wake: make(chan struct{}, 1), places: map[placeKey]*place{},
-		creds: map[string]*task{}, metadata: map[string]*containerRef{}, sessions: map[string]*execSession{}}, nil
+		creds: map[string]*task{}, metadata: map[string]*containerRef{}, sessions: map[string]*execSession{}, machines: map[string]*machine{}}, nil
 }
 
 // API returns ECS for registration with the front.
@@ -148,6 +152,7 @@ func (s *Service) API() awsserver.Service {
 			"RunTask": s.runTask, "StopTask": s.stopTask, "ListTasks": s.listTasks, "DescribeTasks": s.describeTasks,
 			"ExecuteCommand":         s.executeCommand,
 			"ListContainerInstances": s.listContainerInstances, "DescribeContainerInstances": s.describeContainerInstances,
+			"UpdateContainerInstancesState": s.updateInstancesState,
 		},
 	}
 }
@@ -168,11 +173,19 @@ func (s *Service) Run(ctx context.Context) error {
 	defer tick.Stop()
 	for {
 		s.mu.Lock()
+		closing := s.machinesLocked()
 		s.scheduleLocked()
 		s.forgetLocked()
 		fresh := s.starting
 		s.starting = nil
 		s.mu.Unlock()
+		for _, sandbox := range closing {
+			tasks.Go(func() {
+				if err := sandbox.Close(); err != nil {
+					s.log.Warn("sandbox of an instance did not close", slog.String("error", err.Error()))
+				}
+			})
+		}
 		for _, t := range fresh {
 			tasks.Go(func() { s.runTaskLife(ctx, t) })
 		}

@@ -18,6 +18,7 @@ type Bus interface {
 // Kinds of events.
 const (
 	eventTask       = "ECS Task State Change"
+	eventInstance   = "ECS Container Instance State Change"
 	eventService    = "ECS Service Action"
 	eventDeployment = "ECS Deployment State Change"
 )
@@ -50,6 +51,18 @@ func (t *task) tellLocked() {
 	}
 	d["updatedAt"] = awsserver.Epoch{Time: p.now()}
 	p.bus.Publish(p.account, p.region, eventTask, []string{t.arn}, iso(d))
+}
+
+// tellLocked publishes the present state of a container instance.
+func (i *instance) tellLocked() {
+	i.version++
+	p := i.cluster.place
+	if p.bus == nil || !p.bus.Listening(p.account, p.region) {
+		return
+	}
+	d := i.describe(false)
+	d["clusterArn"], d["updatedAt"] = i.cluster.arn, awsserver.Epoch{Time: p.now()}
+	p.bus.Publish(p.account, p.region, eventInstance, []string{i.arn}, iso(d))
 }
 
 // iso copies a document with its times as text.

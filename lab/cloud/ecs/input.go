@@ -3,7 +3,6 @@ package ecs
 import (
 	"bytes"
 	"crypto/rand"
-	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
 	"slices"
@@ -77,12 +76,6 @@ func resourceTags(m map[string]string, more map[string][]string) map[string][]st
 	return out
 }
 
-// pageToken is what an opaque nextToken holds: the last item of the page before, and the call it belongs to.
-type pageToken struct {
-	Op    string `json:"o"`
-	After string `json:"a"`
-}
-
 // page cuts a list of ARNs that is already in the order of the answer. The position of the token is found again by
 // before, which orders two items, so that items that came or went in between do not disturb.
 func page(r *awsserver.Request, items []string, token string, limit, maximum int, before func(a, b string) int) (out []string, next string, err error) {
@@ -93,12 +86,11 @@ func page(r *awsserver.Request, items []string, token string, limit, maximum int
 		return nil, "", invalid("Max results must be between 1 and %d.", maximum)
 	}
 	if token != "" {
-		var t pageToken
-		raw, derr := base64.RawURLEncoding.DecodeString(token)
-		if derr != nil || json.Unmarshal(raw, &t) != nil || t.Op != r.Operation {
+		after, ok := r.ReadPageToken(token)
+		if !ok {
 			return nil, "", invalid("Invalid token %s", token)
 		}
-		i := slices.IndexFunc(items, func(s string) bool { return before(t.After, s) < 0 })
+		i := slices.IndexFunc(items, func(s string) bool { return before(after, s) < 0 })
 		if i < 0 {
 			return []string{}, "", nil
 		}
@@ -107,11 +99,7 @@ func page(r *awsserver.Request, items []string, token string, limit, maximum int
 	if len(items) <= limit {
 		return append([]string{}, items...), "", nil
 	}
-	raw, err := json.Marshal(pageToken{Op: r.Operation, After: items[limit-1]})
-	if err != nil {
-		return nil, "", err
-	}
-	return items[:limit], base64.RawURLEncoding.EncodeToString(raw), nil
+	return items[:limit], r.PageToken(items[limit-1]), nil
 }
 
 // defaultPage is the page size when none is asked for; ListServices has its own.

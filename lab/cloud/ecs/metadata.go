@@ -14,6 +14,9 @@ import (
 
 // addrOf returns the address of a task's interface.
 func (s *Service) addrOf(t *task) netip.Addr {
+	if t.eni == nil {
+		return netip.Addr{}
+	}
 	a, err := netip.ParseAddr(t.eni.addr)
 	if err != nil {
 		return netip.Addr{}
@@ -125,7 +128,7 @@ func (t *task) metadata() doc {
 		cs = append(cs, c.metadata(t))
 	}
 	d := doc{"Cluster": t.cluster.arn, "TaskARN": t.arn, "Family": t.def.Family, "Revision": strconv.Itoa(t.def.revision),
-		"DesiredStatus": t.desired, "KnownStatus": t.last, "LaunchType": t.launchType, "AvailabilityZone": t.eni.subnet.Zone, "Containers": cs,
+		"DesiredStatus": t.desired, "KnownStatus": t.last, "LaunchType": t.launchType, "AvailabilityZone": t.zone(), "Containers": cs,
 		"PullStartedAt": rfc3339(t.pullStartedAt), "PullStoppedAt": rfc3339(t.pullStoppedAt)}
 	if t.service != nil {
 		d["ServiceName"] = t.service.name

@@ -20,6 +20,20 @@ const (
 	statusPrimary  = "PRIMARY"
 )
 
+// Network modes.
+const (
+	modeAWSVPC = "awsvpc"
+	modeBridge = "bridge"
+	modeHost   = "host"
+	modeNone   = "none"
+)
+
+// Launch types.
+const (
+	launchFargate = "FARGATE"
+	launchEC2     = "EC2"
+)
+
 // States of a task, in the order it passes through them.
 const (
 	stateProvisioning   = "PROVISIONING"
@@ -64,6 +78,7 @@ type cluster struct {
 	services  map[string]*service
 	gone      []*service // INACTIVE services whose name is in use again, newest last
 	tasks     map[string]*task
+	instances map[string]*instance
 }
 
 // service is an ECS service.
@@ -80,6 +95,7 @@ type service struct {
 	network     networkConfig
 	config      deploymentConfig
 	propagate   string // NONE, SERVICE, TASK_DEFINITION
+	controller  string // ECS, CODE_DEPLOY, EXTERNAL
 	execEnabled bool
 	launchType  string
 	platform    string
@@ -150,6 +166,9 @@ type task struct {
 
 	eni        *eni
 	containers []*container
+
+	instance *instance            // where it runs, with launch type EC2
+	bindings map[string][]binding // its ports on the instance, by container
 
 	credentialID string
 	session      iam.Session

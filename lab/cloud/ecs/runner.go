@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -89,8 +90,10 @@ func (r *run) start(ctx context.Context) error {
 // provision gives the task its address, its network namespace and its credentials.
 func (r *run) provision(ctx context.Context) error {
 	t := r.t
-	if err := r.addInterface(); err != nil {
-		return err
+	if mode := t.def.NetworkMode; mode == modeAWSVPC {
+		if err := r.addInterface(); err != nil {
+			return err
+		}
 	}
 	if arn := t.roleARN(); arn != "" {
 		if err := r.s.renewSession(t); err != nil {
@@ -110,13 +113,32 @@ func (r *run) provision(ctx context.Context) error {
 				" asks for secrets or environment files, and the lab has no Secrets Manager, Parameter Store or S3"}
 		}
 	}
-	sandbox, err := r.s.cfg.Runtime.NewSandbox(ctx, SandboxSpec{ID: "ecs-" + t.id, Hostname: t.eni.dnsName, Addr: r.s.addrOf(t)})
-	if err != nil {
+	var err error
+	if r.sandbox, err = r.makeSandbox(ctx); err != nil {
 		return &startError{"ResourceInitializationError: " + err.Error()}
 	}
-	r.sandbox = sandbox
-	r.update(func() { t.pullStoppedAt, t.connectivityAt, t.eni.status = r.s.now(), r.s.now(), "ATTACHED" })
+	r.update(func() {
+		t.pullStoppedAt, t.connectivityAt = r.s.now(), r.s.now()
+		if t.eni != nil {
+			t.eni.status = "ATTACHED"
+		}
+	})
 	return nil
+}
+
+// makeSandbox makes what the containers of the task run in, by its network mode.
+func (r *run) makeSandbox(ctx context.Context) (Sandbox, error) {
+	t := r.t
+	switch mode := orDefault(t.def.NetworkMode, modeBridge); mode {
+	case modeAWSVPC:
+		return r.s.cfg.Runtime.NewSandbox(ctx, SandboxSpec{ID: "ecs-" + t.id, Hostname: t.eni.dnsName, Addr: r.s.addrOf(t)})
+	case modeHost:
+		return &hostSandbox{machine: t.instance.machine.sandbox}, nil
+	case modeBridge:
+		return &bridgeSandbox{s: r.s, task: t, log: r.log, conns: map[net.Conn]struct{}{}}, nil
+	default:
+		return nil, fmt.Errorf("the lab runs no tasks with network mode %s", mode)
+	}
 }
 
 // addInterface picks a subnet, by turns over the list of the task's configuration, and takes an address of it.
@@ -281,7 +303,7 @@ func (r *run) startContainer(ctx context.Context, c *container) (Container, erro
 	}
 	handle, err := r.sandbox.Start(ctx, ContainerSpec{ID: runtimeID, Name: c.def.Name, Image: c.def.Image, Entrypoint: c.def.EntryPoint,
 		Command: command, Env: r.environment(c), WorkingDir: c.def.WorkingDirectory, Mounts: mounts, TTY: c.def.PseudoTerminal,
-		ReadOnlyRoot: c.def.ReadOnlyRoot})
+		ReadOnlyRoot: c.def.ReadOnlyRoot, Capabilities: c.def.capabilities()})
 	if err != nil {
 		return nil, fmt.Errorf("CannotStartContainerError: %w", err)
 	}
@@ -294,7 +316,7 @@ func (r *run) environment(c *container) []string {
 	env := map[string]string{
 		"AWS_REGION":                             t.place.region,
 		"AWS_DEFAULT_REGION":                     t.place.region,
-		"AWS_EXECUTION_ENV":                      "AWS_ECS_FARGATE",
+		"AWS_EXECUTION_ENV":                      "AWS_ECS_" + t.launchType,
 		"ECS_CONTAINER_METADATA_URI":             r.s.cfg.MetadataURL + "/v3/" + c.metadataID,
 		"ECS_CONTAINER_METADATA_URI_V4":          r.s.cfg.MetadataURL + "/v4/" + c.metadataID,
 		"ECS_AGENT_URI":                          r.s.cfg.MetadataURL + "/api/" + c.metadataID,
@@ -303,6 +325,9 @@ func (r *run) environment(c *container) []string {
 	}
 	if t.credentialID != "" {
 		env["AWS_CONTAINER_CREDENTIALS_RELATIVE_URI"] = "/v2/credentials/" + t.credentialID
+	}
+	if t.launchType != launchFargate { // elsewhere the agent does not tell the region
+		env["AWS_REGION"], env["AWS_DEFAULT_REGION"] = "", ""
 	}
 	for _, kv := range c.def.Environment {
 		env[kv.Name] = kv.Value

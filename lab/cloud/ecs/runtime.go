@@ -38,6 +38,7 @@ type ContainerSpec struct {
 	WorkingDir          string
 	Mounts              []Mount
 	TTY, ReadOnlyRoot   bool
+	Capabilities        []string // all that the container has
 }
 
 // Mount is a directory of the lab seen in a container.

@@ -17,6 +17,8 @@ const (
 	// A service whose tasks keep failing starts them ever more slowly. ECS backs off to 15 minutes; the lab to one.
 	firstBackoff = time.Second
 	maxBackoff   = time.Minute
+	// placeAgain is how soon a service looks for a place again for a task that found none.
+	placeAgain = 2 * time.Second
 	// impairedAfter is after how many failures in a row a service counts as unable to start its tasks.
 	impairedAfter = 3
 	// steadyAfter is how long a task must run not to count as a failed start.
@@ -66,7 +68,13 @@ func (c *cluster) tasksByService() map[*service][]*task {
 }
 
 func (s *Service) scheduleServiceLocked(sv *service, tasks []*task) {
-	if sv.status == statusInactive || len(sv.deployments) == 0 {
+	if sv.status == statusInactive {
+		return
+	}
+	if len(sv.deployments) == 0 { // a service whose tasks an external controller starts, and none did
+		if sv.status == statusDraining {
+			sv.status, sv.changedAt = statusInactive, s.now()
+		}
 		return
 	}
 	s.learnFailuresLocked(sv, tasks)
@@ -78,7 +86,7 @@ func (s *Service) scheduleServiceLocked(sv *service, tasks []*task) {
 	for _, t := range tasks {
 		switch {
 		case !t.living():
-		case t.deployment == primary.id:
+		case t.deployment == primary.id && !t.leaving(): // those that leave a draining instance are replaced as those of an earlier deployment
 			mine = append(mine, t)
 		default:
 			old = append(old, t)
@@ -183,10 +191,23 @@ func (s *Service) startLocked(sv *service, primary *deployment, mine, old []*tas
 	}
 	var ids []string
 	for range n {
-		t := s.launchLocked(launch{cluster: sv.cluster, service: sv, deployment: primary.id, def: primary.def, group: "service:" + sv.name,
+		l := launch{cluster: sv.cluster, service: sv, deployment: primary.id, def: primary.def, group: "service:" + sv.name,
 			startedBy: primary.id, launchType: sv.launchType, platform: sv.platform, network: sv.network, rawOver: doc{}, tags: sv.taskTags(primary.def),
-			exec: sv.execEnabled})
+			exec: sv.execEnabled}
+		if sv.launchType == launchEC2 {
+			var why string
+			if l.instance, l.bindings, why = sv.cluster.placeTask(primary.def); why != "" {
+				s.event(sv, "(service %s) was unable to place a task because no container instance met all of its requirements. Reason: %s", sv.name, why)
+				s.tellServiceLocked(sv, "ERROR", "SERVICE_TASK_PLACEMENT_FAILURE", doc{"reason": "RESOURCE"})
+				sv.notBefore, sv.steady = s.now().Add(placeAgain), false
+				break
+			}
+		}
+		t := s.launchLocked(l)
 		ids = append(ids, "(task "+t.id+")")
+	}
+	if n = len(ids); n == 0 {
+		return 0
 	}
 	primary.updatedAt, sv.steady = s.now(), false
 	s.event(sv, "(service %s) has started %d tasks: %s.", sv.name, n, strings.Join(ids, " "))
@@ -253,6 +274,9 @@ func (s *Service) stopSurplusLocked(sv *service, mine, old []*task, started int)
 	sv.steady = false
 	s.event(sv, "(service %s) has stopped %d running tasks: %s.", sv.name, len(victims), strings.Join(ids, " "))
 }
+
+// leaving reports whether the task is on an instance that drains.
+func (t *task) leaving() bool { return t.instance != nil && t.instance.status == statusDraining }
 
 // rank orders tasks for stopping: those that do not serve go first.
 func rank(t *task) int {

@@ -28,6 +28,9 @@ type serviceInput struct {
 	NetworkConfiguration *struct {
 		AWSVPC *networkConfig `json:"awsvpcConfiguration"`
 	} `json:"networkConfiguration"`
+	DeploymentController struct {
+		Type string `json:"type"`
+	} `json:"deploymentController"`
 	DeploymentConfiguration *struct {
 		MaximumPercent           *int `json:"maximumPercent"`
 		MinimumHealthyPercent    *int `json:"minimumHealthyPercent"`
@@ -41,7 +44,7 @@ type serviceInput struct {
 // obeyed are the request members that the service's own fields hold; the others are kept as they came.
 func obeyed() []string {
 	return []string{"cluster", "serviceName", "service", "taskDefinition", "desiredCount", "launchType", "platformVersion", "enableExecuteCommand",
-		"propagateTags", "forceNewDeployment", "tags", "networkConfiguration", "deploymentConfiguration", "clientToken", "schedulingStrategy"}
+		"propagateTags", "forceNewDeployment", "tags", "networkConfiguration", "deploymentConfiguration", "deploymentController", "clientToken", "schedulingStrategy"}
 }
 
 func serviceARN(r *awsserver.Request, clusterRef, ref string) string {
@@ -94,6 +97,10 @@ func (s *Service) createService(_ context.Context, r *awsserver.Request) (any, e
 	case in.DesiredCount == nil || *in.DesiredCount < 0 || *in.DesiredCount > maxTasks:
 		return nil, invalid("Invalid desired count: between 0 and %d is required.", maxTasks)
 	}
+	controller, err := in.controller()
+	if err != nil {
+		return nil, err
+	}
 	if err := s.authorizeService(r, in.Cluster, in.ServiceName, requestTags(tags)); err != nil {
 		return nil, err
 	}
@@ -117,7 +124,7 @@ func (s *Service) createService(_ context.Context, r *awsserver.Request) (any, e
 	}
 	now := s.now()
 	sv := &service{cluster: c, name: in.ServiceName, arn: p.arn("service", c.name, in.ServiceName), status: statusActive, changedAt: now,
-		createdAt: now, createdBy: r.Caller.ARN, tags: tags, extra: doc{}, propagate: "NONE",
+		createdAt: now, createdBy: r.Caller.ARN, tags: tags, extra: doc{}, propagate: "NONE", controller: controller,
 		config: deploymentConfig{MaximumPercent: 200, MinimumHealthyPercent: 100}, launchType: "FARGATE", platform: "1.4.0"}
 	if err := s.applyService(p, sv, in, raw); err != nil {
 		return nil, err
@@ -135,12 +142,12 @@ func (s *Service) applyService(p *place, sv *service, in serviceInput, raw doc) 
 	}
 	oldDef, force := def, in.ForceNewDeployment || len(sv.deployments) == 0
 	var err error
-	if in.TaskDefinition != "" || def == nil {
+	if (in.TaskDefinition != "" || def == nil) && sv.controller != controllerExternal {
 		if def, err = p.activeDef(in.TaskDefinition); err != nil {
 			return err
 		}
 	}
-	if given := in.NetworkConfiguration != nil && in.NetworkConfiguration.AWSVPC != nil; given || len(sv.deployments) == 0 {
+	if given := in.NetworkConfiguration != nil && in.NetworkConfiguration.AWSVPC != nil; def != nil && (given || len(sv.deployments) == 0) {
 		if network, err = s.checkNetwork(p, def, given, func() networkConfig { return *in.NetworkConfiguration.AWSVPC }); err != nil {
 			return err
 		}
@@ -168,14 +175,18 @@ func (s *Service) applyService(p *place, sv *service, in serviceInput, raw doc) 
 		sv.execEnabled = *in.EnableExecuteCommand
 	}
 	sv.network, sv.config = network, config
-	sv.launchType = orDefault(in.LaunchType, sv.launchType)
+	if def != nil && (in.LaunchType != "" || len(sv.deployments) == 0) {
+		if sv.launchType, err = def.launchType(in.LaunchType); err != nil {
+			return err
+		}
+	}
 	if in.PlatformVersion != "" {
 		sv.platform = platformVersion(in.PlatformVersion)
 	}
 	for k, v := range without(raw, obeyed()...) {
 		sv.extra[k] = v
 	}
-	if force || def != oldDef {
+	if (force || def != oldDef) && def != nil {
 		s.deployLocked(sv, def)
 	}
 	return nil
@@ -225,6 +236,9 @@ func (s *Service) updateService(_ context.Context, r *awsserver.Request) (any, e
 	}
 	if sv.status != statusActive {
 		return nil, awsserver.Errorf("ServiceNotActiveException", "Service was not ACTIVE.")
+	}
+	if err := sv.refuseDeployment(in); err != nil {
+		return nil, err
 	}
 	if err := s.applyService(p, sv, in, raw); err != nil {
 		return nil, err
@@ -306,6 +320,7 @@ func (s *Service) listServices(_ context.Context, r *awsserver.Request) (any, er
 	var in struct {
 		Cluster    string `json:"cluster"`
 		LaunchType string `json:"launchType"`
+		Strategy   string `json:"schedulingStrategy"`
 		MaxResults int    `json:"maxResults"`
 		NextToken  string `json:"nextToken"`
 	}
@@ -323,7 +338,7 @@ func (s *Service) listServices(_ context.Context, r *awsserver.Request) (any, er
 	}
 	var arns []string
 	for _, sv := range c.services {
-		if sv.status != statusInactive && (in.LaunchType == "" || sv.launchType == in.LaunchType) {
+		if sv.status != statusInactive && (in.LaunchType == "" || sv.launchType == in.LaunchType) && in.Strategy != "DAEMON" {
 			arns = append(arns, sv.arn)
 		}
 	}
@@ -341,10 +356,13 @@ func (sv *service) describe(withTags bool) doc {
 		"desiredCount": sv.desired, "runningCount": running, "pendingCount": pending, "launchType": sv.launchType, "platformVersion": sv.platform,
 		"platformFamily": "Linux", "schedulingStrategy": "REPLICA", "createdAt": epoch(sv.createdAt), "createdBy": sv.createdBy,
 		"enableExecuteCommand": sv.execEnabled, "enableECSManagedTags": false, "propagateTags": sv.propagate, "events": slices.Clone(sv.events),
-		"networkConfiguration": doc{"awsvpcConfiguration": sv.network}, "deploymentController": doc{"type": "ECS"},
+		"networkConfiguration": sv.networkDoc(), "deploymentController": doc{"type": sv.controller},
 		"deploymentConfiguration": doc{"maximumPercent": sv.config.MaximumPercent, "minimumHealthyPercent": sv.config.MinimumHealthyPercent,
 			"deploymentCircuitBreaker": doc{"enable": sv.config.BreakerEnabled, "rollback": sv.config.BreakerRollback}}}) {
 		d[k] = v
+	}
+	if sv.controller == controllerExternal { // its task sets have these
+		d = without(d, "networkConfiguration", "launchType", "platformVersion", "platformFamily")
 	}
 	if sv.events == nil {
 		d["events"] = []doc{}
@@ -353,18 +371,32 @@ func (sv *service) describe(withTags bool) doc {
 		d["taskDefinition"] = sv.deployments[0].def.arn
 	}
 	ds := []doc{}
+	if sv.controller != controllerECS { // whose generations are task sets, and not deployments
+		d["taskSets"] = sv.taskSets()
+	}
 	for _, dep := range sv.deployments {
+		if sv.controller != controllerECS {
+			break
+		}
 		r, p := sv.counts(dep.id)
 		ds = append(ds, prune(doc{"id": dep.id, "status": dep.status, "taskDefinition": dep.def.arn, "desiredCount": dep.desired, "runningCount": r,
 			"pendingCount": p, "failedTasks": dep.failed, "createdAt": epoch(dep.createdAt), "updatedAt": epoch(dep.updatedAt), "rolloutState": dep.rollout,
 			"rolloutStateReason": dep.reason, "launchType": sv.launchType, "platformVersion": sv.platform,
-			"networkConfiguration": doc{"awsvpcConfiguration": sv.network}}))
+			"networkConfiguration": sv.networkDoc()}))
 	}
 	d["deployments"] = ds
 	if withTags {
 		d["tags"] = sortedTags(sv.tags)
 	}
 	return prune(d)
+}
+
+// networkDoc is the network configuration, nil where tasks have none.
+func (sv *service) networkDoc() any {
+	if len(sv.network.Subnets) == 0 {
+		return nil
+	}
+	return doc{"awsvpcConfiguration": sv.network}
 }
 
 // counts returns how many tasks of a deployment, or of all with "", run and how many are on their way to it.

@@ -108,6 +108,9 @@ func (c *containerDef) check(td *taskDef) error {
 			return client("healthCheck startPeriod must be between 0 and 300 seconds")
 		}
 	}
+	if err := c.checkRights(slices.Contains(td.Compatibilities, launchFargate)); err != nil {
+		return err
+	}
 	for _, limit := range []*int{c.StartTimeout, c.StopTimeout} {
 		if limit != nil && (*limit < 0 || *limit > maxStopTimeout) {
 			return client("startTimeout and stopTimeout must be between 0 and %d seconds.", maxStopTimeout)

@@ -41,25 +41,33 @@ type taskDef struct {
 
 // containerDef is the part of a container definition the lab obeys; the rest is kept in the raw definition.
 type containerDef struct {
-	Name             string       `json:"name"`
-	Image            string       `json:"image"`
-	Essential        *bool        `json:"essential"`
-	EntryPoint       []string     `json:"entryPoint"`
-	Command          []string     `json:"command"`
-	Environment      []keyPair    `json:"environment"`
-	EnvironmentFiles []any        `json:"environmentFiles"`
-	Secrets          []any        `json:"secrets"`
-	DependsOn        []dependency `json:"dependsOn"`
-	HealthCheck      *healthCheck `json:"healthCheck"`
-	StartTimeout     *int         `json:"startTimeout"`
-	StopTimeout      *int         `json:"stopTimeout"`
-	WorkingDirectory string       `json:"workingDirectory"`
-	ReadOnlyRoot     bool         `json:"readonlyRootFilesystem"`
-	PseudoTerminal   bool         `json:"pseudoTerminal"`
-	LogConfiguration *logConfig   `json:"logConfiguration"`
-	MountPoints      []mountPoint `json:"mountPoints"`
-	CPU              int          `json:"cpu"`
-	Memory           *int         `json:"memory"`
+	Name             string        `json:"name"`
+	Image            string        `json:"image"`
+	Essential        *bool         `json:"essential"`
+	EntryPoint       []string      `json:"entryPoint"`
+	Command          []string      `json:"command"`
+	Environment      []keyPair     `json:"environment"`
+	EnvironmentFiles []any         `json:"environmentFiles"`
+	Secrets          []any         `json:"secrets"`
+	DependsOn        []dependency  `json:"dependsOn"`
+	HealthCheck      *healthCheck  `json:"healthCheck"`
+	StartTimeout     *int          `json:"startTimeout"`
+	StopTimeout      *int          `json:"stopTimeout"`
+	WorkingDirectory string        `json:"workingDirectory"`
+	ReadOnlyRoot     bool          `json:"readonlyRootFilesystem"`
+	PseudoTerminal   bool          `json:"pseudoTerminal"`
+	LogConfiguration *logConfig    `json:"logConfiguration"`
+	MountPoints      []mountPoint  `json:"mountPoints"`
+	PortMappings     []portMapping `json:"portMappings"`
+	Privileged       bool          `json:"privileged"`
+	Linux            *struct {
+		Capabilities struct {
+			Add  []string `json:"add"`
+			Drop []string `json:"drop"`
+		} `json:"capabilities"`
+	} `json:"linuxParameters"`
+	CPU    int  `json:"cpu"`
+	Memory *int `json:"memory"`
 }
 
 type dependency struct {
@@ -78,6 +86,12 @@ type healthCheck struct {
 type logConfig struct {
 	LogDriver string            `json:"logDriver"`
 	Options   map[string]string `json:"options"`
+}
+
+type portMapping struct {
+	ContainerPort int    `json:"containerPort"`
+	HostPort      int    `json:"hostPort"`
+	Protocol      string `json:"protocol"`
 }
 
 type mountPoint struct {
@@ -241,7 +255,10 @@ func (td *taskDef) describe() doc {
 	d["deregisteredAt"] = epoch(td.deregisteredAt)
 	d["requiresAttributes"] = []any{}
 	d["compatibilities"] = []string{"EC2", "FARGATE"}
-	if td.NetworkMode != "awsvpc" {
+	if td.NetworkMode == modeAWSVPC && td.refuseFargate() != nil {
+		d["compatibilities"] = []string{"EC2"}
+	}
+	if td.NetworkMode != modeAWSVPC {
 		d["compatibilities"] = []string{"EXTERNAL", "EC2"}
 	}
 	return prune(d)

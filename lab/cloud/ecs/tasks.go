@@ -26,6 +26,8 @@ type launch struct {
 	rawOver    doc
 	tags       map[string]string
 	exec       bool
+	instance   *instance
+	bindings   map[string][]binding
 }
 
 // launchLocked makes a task in PROVISIONING and leaves it to Run to start it.
@@ -34,7 +36,7 @@ func (s *Service) launchLocked(l launch) *task {
 	p := l.cluster.place
 	t := &task{place: p, cluster: l.cluster, service: l.service, deployment: l.deployment, id: id, arn: p.arn("task", l.cluster.name, id),
 		def: l.def, group: l.group, startedBy: l.startedBy, launchType: l.launchType, platform: l.platform, overrides: l.overrides, rawOver: l.rawOver,
-		tags: l.tags, exec: l.exec, network: l.network, last: stateProvisioning, desired: stateRunning, version: 1, createdAt: s.now(),
+		tags: l.tags, exec: l.exec, network: l.network, instance: l.instance, bindings: l.bindings, last: stateProvisioning, desired: stateRunning, version: 1, createdAt: s.now(),
 		stop: make(chan struct{}), changed: make(chan struct{})}
 	for _, cd := range l.def.ContainerDefinitions {
 		t.containers = append(t.containers, &container{def: cd, arn: p.arn("container", l.cluster.name, id, awsserver.UUID()),
@@ -124,7 +126,10 @@ func (s *Service) runTask(_ context.Context, r *awsserver.Request) (any, error) 
 	if len(l.cluster.tasks) >= maxTasks+maxStoppedTasks {
 		return nil, awsserver.Errorf("LimitExceededException", "You've reached the limit on the number of tasks you can run concurrently")
 	}
-	l.group, l.launchType, l.platform = in.Group, orDefault(in.LaunchType, "FARGATE"), platformVersion(in.PlatformVersion)
+	if l.launchType, err = l.def.launchType(in.LaunchType); err != nil {
+		return nil, err
+	}
+	l.group, l.platform = in.Group, platformVersion(in.PlatformVersion)
 	if l.group == "" {
 		l.group = "family:" + l.def.Family
 	}
@@ -135,12 +140,22 @@ func (s *Service) runTask(_ context.Context, r *awsserver.Request) (any, error) 
 			}
 		}
 	}
-	out := []doc{}
+	out, failures := []doc{}, []doc{}
 	for range count {
+		if l.launchType == launchEC2 {
+			if len(l.cluster.instances) == 0 {
+				return nil, invalid("No Container Instances were found in your cluster.")
+			}
+			var why string
+			if l.instance, l.bindings, why = l.cluster.placeTask(l.def); why != "" {
+				failures = append(failures, doc{"arn": l.cluster.arn, "reason": "RESOURCE:PORTS", "detail": why})
+				continue
+			}
+		}
 		l.tags = copyTags(tags)
 		out = append(out, s.launchLocked(l).describe(true))
 	}
-	return doc{"tasks": out, "failures": []doc{}}, nil
+	return doc{"tasks": out, "failures": failures}, nil
 }
 
 func (s *Service) authorizeRunTask(r *awsserver.Request, in runTaskInput, o taskOverride) error {
@@ -192,32 +207,6 @@ func (p *place) activeDef(ref string) (*taskDef, error) {
 		return nil, client("TaskDefinition is inactive")
 	}
 	return td, nil
-}
-
-// checkNetwork checks the subnets and security groups of an awsvpc configuration. The lab's one machine has no
-// network but the VPC, so other network modes are refused with a sentence that says so.
-func (s *Service) checkNetwork(p *place, td *taskDef, given bool, get func() networkConfig) (networkConfig, error) {
-	if td.NetworkMode != "awsvpc" {
-		return networkConfig{}, invalid("The lab runs tasks with network mode awsvpc only; %s has %q.", td.arn, orDefault(td.NetworkMode, "bridge"))
-	}
-	if !given {
-		return networkConfig{}, invalid("Network Configuration must be provided when networkMode 'awsvpc' is specified.")
-	}
-	n := get()
-	if len(n.Subnets) == 0 || len(n.Subnets) > 16 {
-		return n, invalid("subnets must have between 1 and 16 elements.")
-	}
-	for _, id := range n.Subnets {
-		if _, ok := s.cfg.Network.Subnet(p.account, p.region, id); !ok {
-			return n, invalid("Error retrieving subnet information for [%s]: The subnet ID '%s' does not exist (ErrorCode: InvalidSubnetID.NotFound)", id, id)
-		}
-	}
-	for _, id := range n.SecurityGroups {
-		if !s.cfg.Network.SecurityGroupExists(p.account, p.region, id) {
-			return n, invalid("Error retrieving security group information for [%s]: The security group '%s' does not exist (ErrorCode: InvalidGroup.NotFound)", id, id)
-		}
-	}
-	return n, nil
 }
 
 func taskARN(r *awsserver.Request, clusterRef, ref string) string {
@@ -314,7 +303,7 @@ func (s *Service) listTasks(_ context.Context, r *awsserver.Request) (any, error
 // matches applies the filters of ListTasks. PENDING is never desired, so it matches nothing, as at AWS.
 func (t *task) matches(in listTasksInput) bool {
 	switch {
-	case t.desired != in.DesiredStatus, in.ContainerInstance != "",
+	case t.desired != in.DesiredStatus, in.ContainerInstance != "" && (t.instance == nil || t.instance.id != last(in.ContainerInstance)),
 		in.Family != "" && t.def.Family != in.Family,
 		in.StartedBy != "" && t.startedBy != in.StartedBy,
 		in.LaunchType != "" && t.launchType != in.LaunchType,
@@ -374,9 +363,13 @@ func (t *task) describe(withTags bool) doc {
 	if !t.connectivityAt.IsZero() {
 		d["connectivity"] = "CONNECTED"
 	}
+	d["availabilityZone"] = t.zone()
 	if t.eni != nil {
-		d["availabilityZone"] = t.eni.subnet.Zone
 		d["attachments"] = []doc{t.eni.describe()}
+	}
+	if t.instance != nil {
+		d["containerInstanceArn"] = t.instance.arn
+		d = without(d, "platformVersion", "platformFamily")
 	}
 	if withTags {
 		d["tags"] = sortedTags(t.tags)
@@ -387,6 +380,17 @@ func (t *task) describe(withTags bool) doc {
 	}
 	d["containers"] = cs
 	return prune(d)
+}
+
+// zone is where the task is, "" until it is known.
+func (t *task) zone() string {
+	switch {
+	case t.eni != nil:
+		return t.eni.subnet.Zone
+	case t.instance != nil:
+		return t.instance.machine.Zone
+	}
+	return ""
 }
 
 func (t *task) describeOverrides() doc {
@@ -422,6 +426,13 @@ func (c *container) describe(t *task) doc {
 	}
 	if t.eni != nil {
 		d["networkInterfaces"] = []doc{{"attachmentId": t.eni.attachmentID, "privateIpv4Address": t.eni.addr}}
+	}
+	if list := t.bindings[c.def.Name]; len(list) > 0 && c.started {
+		var all []any
+		for _, b := range list {
+			all = append(all, b.describe())
+		}
+		d["networkBindings"] = all
 	}
 	if t.exec {
 		agent := doc{"name": "ExecuteCommandAgent", "lastStatus": c.agentStatus()}

@@ -34,7 +34,11 @@ func (s *Service) listClusters(_ context.Context, r *awsserver.Request) (any, er
 		return nil, err
 	}
 	names := []string{}
-	if c := s.cfg.Cluster(); c.Name != "" && r.Caller.AccountID == s.cfg.AccountID && r.Region == s.cfg.Region {
+	after, _, err := paging(r)
+	if err != nil {
+		return nil, err
+	}
+	if c := s.cfg.Cluster(); c.Name > after && c.Name != "" && r.Caller.AccountID == s.cfg.AccountID && r.Region == s.cfg.Region {
 		names = append(names, c.Name)
 	}
 	return doc{"clusters": names}, nil
@@ -56,6 +60,19 @@ func (s *Service) describeCluster(_ context.Context, r *awsserver.Request) (any,
 		"resourcesVpcConfig": doc{"vpcId": c.VPCID, "subnetIds": c.SubnetIDs, "securityGroupIds": []string{},
 			"clusterSecurityGroupId": c.SecurityGroupID, "endpointPublicAccess": true, "endpointPrivateAccess": true, "publicAccessCidrs": []string{"0.0.0.0/0"}},
 	}}, nil
+}
+
+// paging reads nextToken and maxResults.
+func paging(r *awsserver.Request) (after string, limit int, err error) {
+	limit, err = strconv.Atoi(cmp.Or(r.Query.Get("maxResults"), "100"))
+	if err != nil || limit < 1 || limit > 100 {
+		return "", 0, awsserver.Errorf("InvalidParameterException", "maxResults must be between 1 and 100")
+	}
+	after, ok := r.ReadPageToken(r.Query.Get("nextToken"))
+	if !ok {
+		return "", 0, awsserver.Errorf("InvalidParameterException", "nextToken is invalid.")
+	}
+	return after, limit, nil
 }
 
 type associationInput struct {
@@ -177,16 +194,16 @@ func (s *Service) list(_ context.Context, r *awsserver.Request) (any, error) {
 	if _, err := s.begin(r); err != nil {
 		return nil, err
 	}
-	limit, err := strconv.Atoi(cmp.Or(r.Query.Get("maxResults"), "100"))
-	if err != nil || limit < 1 || limit > 100 {
-		return nil, awsserver.Errorf("InvalidParameterException", "maxResults must be between 1 and 100")
+	after, limit, err := paging(r)
+	if err != nil {
+		return nil, err
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var ids []string
 	for id, a := range s.associations {
 		ns, sa := r.Query.Get("namespace"), r.Query.Get("serviceAccount")
-		if (ns == "" || ns == a.namespace) && (sa == "" || sa == a.serviceAccount) && id > r.Query.Get("nextToken") {
+		if (ns == "" || ns == a.namespace) && (sa == "" || sa == a.serviceAccount) && id > after {
 			ids = append(ids, id)
 		}
 	}
@@ -194,7 +211,7 @@ func (s *Service) list(_ context.Context, r *awsserver.Request) (any, error) {
 	out, items := doc{}, []doc{}
 	if len(ids) > limit {
 		ids = ids[:limit]
-		out["nextToken"] = ids[limit-1]
+		out["nextToken"] = r.PageToken(ids[limit-1])
 	}
 	for _, id := range ids {
 		items = append(items, s.summary(s.associations[id]))

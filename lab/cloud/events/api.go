@@ -2,7 +2,6 @@ package events
 
 import (
 	"context"
-	"encoding/base64"
 	"encoding/json"
 	"maps"
 	"regexp"
@@ -44,6 +43,7 @@ type input struct {
 		EventBusName string   `json:"EventBusName"`
 	} `json:"Entries"`
 	Event string `json:"Event"`
+	permission
 }
 
 // name is the rule's, which calls give by different members.
@@ -65,7 +65,8 @@ func (s *Service) API() awsserver.Service {
 		"EnableRule": s.switchRule(true), "DisableRule": s.switchRule(false), "PutTargets": s.putTargets,
 		"ListTargetsByRule": s.listTargets, "RemoveTargets": s.removeTargets, "ListRuleNamesByTarget": s.listRuleNames,
 		"TagResource": s.tagResource, "UntagResource": s.untagResource, "ListTagsForResource": s.listTags, "PutEvents": s.putEvents,
-		"TestEventPattern": testPattern,
+		"TestEventPattern": testPattern, "PutPermission": s.putPermission, "RemovePermission": s.removePermission,
+		"DescribeEventBus": s.describeBus, "ListEventBuses": s.listBuses,
 	} {
 		svc.Operations[name] = func(_ context.Context, r *awsserver.Request) (any, error) {
 			var in input
@@ -75,7 +76,7 @@ func (s *Service) API() awsserver.Service {
 			k := busKey{r.Caller.AccountID, r.Region}
 			resource := "*"
 			switch {
-			case name == "PutEvents":
+			case name == "PutEvents", strings.HasSuffix(name, "Permission"), name == "DescribeEventBus":
 				resource = k.arn("event-bus", "default")
 			case in.name() != "":
 				resource = k.arn("rule", in.name())
@@ -96,12 +97,18 @@ func (s *Service) API() awsserver.Service {
 	return svc
 }
 
+// Codes of EventBridge's refusals.
+const (
+	notFoundCode   = "ResourceNotFoundException"
+	validationCode = "ValidationException"
+)
+
 func notFound(format string, args ...any) error {
-	return awsserver.Errorf("ResourceNotFoundException", format, args...)
+	return awsserver.Errorf(notFoundCode, format, args...)
 }
 
 func invalid(format string, args ...any) error {
-	return awsserver.Errorf("ValidationException", format, args...)
+	return awsserver.Errorf(validationCode, format, args...)
 }
 
 func (s *Service) find(k busKey, name string) (*rule, error) {
@@ -191,7 +198,7 @@ func (s *Service) deleteRule(_ *awsserver.Request, k busKey, in input) (any, err
 }
 
 // page cuts sorted names at the place of an opaque token.
-func page(names []string, in input) (out []string, next any, err error) {
+func page(r *awsserver.Request, names []string, in input) (out []string, next any, err error) {
 	limit := in.Limit
 	if limit == 0 {
 		limit = 100
@@ -199,14 +206,14 @@ func page(names []string, in input) (out []string, next any, err error) {
 	if limit < 1 || limit > 100 {
 		return nil, nil, invalid("1 validation error detected: Value '%d' at 'limit' failed to satisfy constraint: Member must have value between 1 and 100", limit)
 	}
-	after, err := base64.RawURLEncoding.DecodeString(in.NextToken)
-	if err != nil {
+	after, ok := r.ReadPageToken(in.NextToken)
+	if !ok {
 		return nil, nil, invalid("Invalid nextToken.")
 	}
 	slices.Sort(names)
-	names = slices.DeleteFunc(names, func(n string) bool { return n <= string(after) })
+	names = slices.DeleteFunc(names, func(n string) bool { return n <= after })
 	if len(names) > limit {
-		return names[:limit], base64.RawURLEncoding.EncodeToString([]byte(names[limit-1])), nil
+		return names[:limit], r.PageToken(names[limit-1]), nil
 	}
 	return names, nil, nil
 }
@@ -219,14 +226,14 @@ func answer(member string, list any, next any) doc {
 	return d
 }
 
-func (s *Service) listRules(_ *awsserver.Request, k busKey, in input) (any, error) {
+func (s *Service) listRules(req *awsserver.Request, k busKey, in input) (any, error) {
 	var names []string
 	for n := range s.buses[k] {
 		if strings.HasPrefix(n, in.NamePrefix) {
 			names = append(names, n)
 		}
 	}
-	names, next, err := page(names, in)
+	names, next, err := page(req, names, in)
 	if err != nil {
 		return nil, err
 	}
@@ -237,15 +244,18 @@ func (s *Service) listRules(_ *awsserver.Request, k busKey, in input) (any, erro
 	return answer("Rules", out, next), nil
 }
 
-func (s *Service) listRuleNames(_ *awsserver.Request, k busKey, in input) (any, error) {
+func (s *Service) listRuleNames(req *awsserver.Request, k busKey, in input) (any, error) {
 	names := []string{}
 	for n, r := range s.buses[k] {
 		if slices.ContainsFunc(r.targets, func(t target) bool { return t.ARN == in.TargetARN }) {
 			names = append(names, n)
 		}
 	}
-	names, next, err := page(names, in)
-	return answer("RuleNames", names, next), err
+	names, next, err := page(req, names, in)
+	if err != nil {
+		return nil, err
+	}
+	return answer("RuleNames", names, next), nil
 }
 
 func (s *Service) switchRule(on bool) func(*awsserver.Request, busKey, input) (any, error) {
@@ -270,7 +280,7 @@ func (s *Service) putTargets(req *awsserver.Request, k busKey, in input) (any, e
 	}
 	next, failed := slices.Clone(r.targets), []doc{}
 	for _, t := range in.Targets {
-		if code, message := t.check(req.Region); code != "" {
+		if code, message := t.check(k); code != "" {
 			failed = append(failed, doc{"TargetId": t.ID, "ErrorCode": code, "ErrorMessage": message})
 			continue
 		}
@@ -288,27 +298,29 @@ func (s *Service) putTargets(req *awsserver.Request, k busKey, in input) (any, e
 	return doc{"FailedEntryCount": len(failed), "FailedEntries": failed}, nil
 }
 
-// check returns why a target cannot be served. A queue of another region is reached over a bus there only, as at AWS.
-func (t target) check(region string) (code, message string) {
+// check returns why a target of a rule cannot be served. A queue of another region is reached over a bus there only, as at AWS.
+func (t target) check(own busKey) (code, message string) {
 	p := strings.Split(t.ARN, ":")
 	switch {
 	case t.ID == "" || len(t.ID) > 64:
-		return "ValidationException", "The id of a target has 1 to 64 characters."
+		return validationCode, "The id of a target has 1 to 64 characters."
 	case len(p) != 6 || p[0] != "arn":
-		return "ValidationException", "Parameter " + t.ARN + " is not valid. Reason: Provided Arn is not in correct format."
+		return validationCode, "Parameter " + t.ARN + " is not valid. Reason: Provided Arn is not in correct format."
+	case p[2] == "events":
+		return t.checkBus(own)
 	case p[2] != "sqs":
-		return "UnsupportedTarget", "The lab's EventBridge sends to SQS queues only."
-	case p[3] != region:
-		return "ValidationException", "Parameter " + t.ARN + " is not valid. Reason: Provided Arn is not in the same region as the rule."
+		return "UnsupportedTarget", "The lab's EventBridge sends to SQS queues and event buses only."
+	case p[3] != own.region:
+		return validationCode, "Parameter " + t.ARN + " is not valid. Reason: Provided Arn is not in the same region as the rule."
 	case len(t.Transform) > 0 && string(t.Transform) != "null":
 		return "UnsupportedTarget", "The lab's EventBridge has no input transformers."
 	case t.Input != "" && !json.Valid([]byte(t.Input)):
-		return "ValidationException", "JSON syntax error in input for target " + t.ID
+		return validationCode, "JSON syntax error in input for target " + t.ID
 	}
 	return "", ""
 }
 
-func (s *Service) listTargets(_ *awsserver.Request, k busKey, in input) (any, error) {
+func (s *Service) listTargets(req *awsserver.Request, k busKey, in input) (any, error) {
 	r, err := s.find(k, in.Rule)
 	if err != nil {
 		return nil, err
@@ -317,7 +329,7 @@ func (s *Service) listTargets(_ *awsserver.Request, k busKey, in input) (any, er
 	for _, t := range r.targets {
 		ids = append(ids, t.ID)
 	}
-	ids, next, err := page(ids, in)
+	ids, next, err := page(req, ids, in)
 	if err != nil {
 		return nil, err
 	}

@@ -1,9 +1,9 @@
 // Package events is the lab's EventBridge: the default event bus of each account and region, with rules that send what
-// matches their pattern to SQS queues, of the same account or of another. Services of the lab publish on it as those of AWS
-// do. A rule's target gets its event at once and at least once; one that refuses it loses it, where EventBridge would try
-// again for a day.
+// matches their pattern to SQS queues, of the same account or of another, and to the buses of other accounts and regions.
+// Services of the lab publish on it as those of AWS do. A rule's target gets its event at once and at least once; one that
+// refuses it loses it, where EventBridge would try again for a day.
 //
-// There are no other buses, no schedules, no input transformers and no targets but queues; whoever asks for them is told so.
+// There are no other buses, no schedules, no input transformers and no other targets; whoever asks for them is told so.
 package events
 
 import (
@@ -26,6 +26,7 @@ const (
 	maxEntries = 10  // of PutEvents
 	maxEntry   = 1 << 20
 	maxPattern = 4096
+	maxPolicy  = 10240
 )
 
 // principal is the service that sends to targets.
@@ -57,8 +58,9 @@ type Service struct {
 	cfg Config
 	now func() time.Time
 
-	mu    sync.Mutex
-	buses map[busKey]map[string]*rule // the rules by name; guarded by mu
+	mu       sync.Mutex
+	buses    map[busKey]map[string]*rule // the rules by name; guarded by mu
+	policies map[busKey]*busPolicy       // guarded by mu
 }
 
 type busKey struct{ account, region string }
@@ -110,7 +112,7 @@ func New(cfg Config) (*Service, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	return &Service{cfg: cfg, now: cfg.Now, buses: map[busKey]map[string]*rule{}}, nil
+	return &Service{cfg: cfg, now: cfg.Now, buses: map[busKey]map[string]*rule{}, policies: map[busKey]*busPolicy{}}, nil
 }
 
 // Event is something that happened.
@@ -170,10 +172,22 @@ func (s *Service) put(k busKey, e Event) (string, error) {
 	if err := json.Unmarshal(body, &doc); err != nil {
 		return "", fmt.Errorf("event is not an object: %w", err)
 	}
-	for _, d := range s.matching(k, doc) {
-		s.deliver(d, body, doc)
-	}
+	s.route(k, event{body: body, doc: doc})
 	return env.ID, nil
+}
+
+// event is an event on its way.
+type event struct {
+	body      []byte
+	doc       map[string]any
+	forwarded bool // it came from another bus
+}
+
+// route sends an event to the targets of the rules of a bus that match it.
+func (s *Service) route(k busKey, e event) {
+	for _, d := range s.matching(k, e.doc) {
+		s.deliver(d, e)
+	}
 }
 
 // delivery is one target of one rule.
@@ -199,13 +213,18 @@ func (s *Service) matching(k busKey, doc map[string]any) []delivery {
 }
 
 // deliver sends an event to a target, and to the target's dead-letter queue when it does not take it.
-func (s *Service) deliver(d delivery, body []byte, doc map[string]any) {
-	text := d.target.text(body, doc)
-	err := s.send(d, d.target.ARN, text)
+func (s *Service) deliver(d delivery, e event) {
+	text := d.target.text(e.body, e.doc)
+	var err error
+	if strings.Contains(d.target.ARN, ":event-bus/") {
+		err = s.forward(d, e)
+	} else {
+		err = s.send(d, d.target.ARN, text)
+	}
 	if err == nil {
 		return
 	}
-	s.cfg.Log.Info("event not delivered", slog.String("rule", d.rule), slog.String("target", d.target.ARN), slog.String("error", err.Error()))
+	s.lost(d, err)
 	if dl := d.target.DeadLetter; dl != nil && dl.ARN != "" {
 		if err := s.cfg.Queues.SendForService(dl.ARN, principal, d.rule, text); err != nil {
 			s.cfg.Log.Info("event lost", slog.String("rule", d.rule), slog.String("queue", dl.ARN), slog.String("error", err.Error()))

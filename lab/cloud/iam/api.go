@@ -29,6 +29,8 @@ func (s *Service) API() awsserver.Service {
 		"ListPolicyVersions": s.listPolicyVersions, "DeletePolicyVersion": s.deletePolicyVersion,
 		"AttachRolePolicy": s.attachRolePolicy, "DetachRolePolicy": s.detachRolePolicy,
 		"ListAttachedRolePolicies": s.listAttachedRolePolicies, "ListInstanceProfilesForRole": s.listInstanceProfilesForRole,
+		"EnableOutboundWebIdentityFederation": s.enableFederation, "DisableOutboundWebIdentityFederation": s.disableFederation,
+		"GetOutboundWebIdentityFederationInfo": s.federationInfo,
 	}
 	svc := awsserver.Service{
 		Name: "iam", Protocol: awsserver.Query, Version: "2010-05-08", Namespace: "https://iam.amazonaws.com/doc/2010-05-08/",
@@ -107,7 +109,7 @@ func encodedDocument(text string) string {
 	return strings.ReplaceAll(url.QueryEscape(text), "+", "%20")
 }
 
-// page cuts a sorted list by Marker and MaxItems. The marker is the name after which the next page begins.
+// page cuts a sorted list by Marker and MaxItems. The marker holds the name after which the next page begins.
 func page[T any](r *awsserver.Request, all []T, name func(T) string) (items []T, marker string, truncated bool, err error) {
 	limit := 100
 	if m := r.Form.Get("MaxItems"); m != "" {
@@ -116,11 +118,15 @@ func page[T any](r *awsserver.Request, all []T, name func(T) string) (items []T,
 		}
 	}
 	slices.SortFunc(all, func(a, b T) int { return strings.Compare(name(a), name(b)) })
-	if after := r.Form.Get("Marker"); after != "" {
+	after, ok := r.ReadPageToken(r.Form.Get("Marker"))
+	if !ok {
+		return nil, "", false, awsserver.Errorf("ValidationError", "Invalid Marker.")
+	}
+	if after != "" {
 		all = slices.DeleteFunc(all, func(t T) bool { return name(t) <= after })
 	}
 	if len(all) > limit {
-		return all[:limit], name(all[limit-1]), true, nil
+		return all[:limit], r.PageToken(name(all[limit-1])), true, nil
 	}
 	return all, "", false, nil
 }

@@ -16,12 +16,14 @@ import (
 // Bounds of what one account may hold; AWS's own quotas where it has one.
 const (
 	maxRoles           = 1000
+	maxRoleName        = 64
 	maxPolicies        = 1500
 	maxPolicyVersions  = 5
 	maxAttached        = 20
 	maxSessions        = 20000
 	maxPolicyDocument  = 10240
 	defaultSessionLife = time.Hour
+	maxSessionLife     = 12 * time.Hour
 )
 
 // Config is what a Service needs.
@@ -45,6 +47,8 @@ type account struct {
 	id       string
 	roles    map[string]*role   // by name
 	policies map[string]*policy // customer managed, by ARN
+
+	federation federation
 }
 
 // role is an IAM role.

@@ -40,6 +40,9 @@ func (s *Service) createRole(acct *account, r *awsserver.Request) (any, error) {
 	if err := validName("roleName", name); err != nil {
 		return nil, err
 	}
+	if len(name) > maxRoleName {
+		return nil, awsserver.Errorf("ValidationError", "1 validation error detected: Value at 'roleName' failed to satisfy constraint: Member must have length less than or equal to %d", maxRoleName)
+	}
 	if err := validPath(path); err != nil {
 		return nil, err
 	}
@@ -168,10 +171,15 @@ func (s *Service) listRoleTags(acct *account, r *awsserver.Request) (any, error)
 	if err != nil {
 		return nil, err
 	}
+	items, marker, more, err := page(r, tagList(ro.tags), func(t tagXML) string { return t.Key })
+	if err != nil {
+		return nil, err
+	}
 	return struct {
 		Tags        []tagXML `xml:"Tags>member"`
 		IsTruncated bool     `xml:"IsTruncated"`
-	}{Tags: tagList(ro.tags)}, nil
+		Marker      string   `xml:"Marker,omitempty"`
+	}{items, more, marker}, nil
 }
 
 func (s *Service) putRolePolicy(acct *account, r *awsserver.Request) (any, error) {
@@ -244,6 +252,9 @@ func (s *Service) deleteRolePolicy(acct *account, r *awsserver.Request) (any, er
 // listInstanceProfilesForRole is asked by clean-up scripts before DeleteRole; the lab has no instances.
 func (s *Service) listInstanceProfilesForRole(acct *account, r *awsserver.Request) (any, error) {
 	if _, err := acct.role(r); err != nil {
+		return nil, err
+	}
+	if _, _, _, err := page(r, []string(nil), func(s string) string { return s }); err != nil {
 		return nil, err
 	}
 	return struct {

@@ -270,6 +270,10 @@ func checkAssumeInput(in AssumeInput) error {
 	if !strings.HasPrefix(in.RoleARN, "arn:aws:iam::") || !strings.Contains(in.RoleARN, ":role/") {
 		return awsserver.Errorf("ValidationError", "%s is invalid", in.RoleARN)
 	}
+	if in.Duration > maxSessionLife {
+		return awsserver.Errorf("ValidationError", "1 validation error detected: Value '%d' at 'durationSeconds' failed to satisfy constraint: Member must have value less than or equal to %d",
+			in.Duration/time.Second, maxSessionLife/time.Second)
+	}
 	if len(in.Tags) > 50 {
 		return awsserver.Errorf("ValidationError", "1 validation error detected: Value at 'tags' failed to satisfy constraint: Member must have length less than or equal to 50")
 	}

@@ -2,7 +2,6 @@ package logs
 
 import (
 	"context"
-	"encoding/base64"
 	"fmt"
 	"slices"
 	"strconv"
@@ -28,7 +27,7 @@ type input struct {
 	StartTime           *int64   `json:"startTime"`
 	EndTime             *int64   `json:"endTime"`
 	StartFromHead       bool     `json:"startFromHead"`
-	Limit               int      `json:"limit"`
+	Limit               *int     `json:"limit"`
 	NextToken           string   `json:"nextToken"`
 	RetentionInDays     int      `json:"retentionInDays"`
 	LogEvents           []struct {
@@ -39,7 +38,7 @@ type input struct {
 
 // API returns CloudWatch Logs for registration with the front.
 func (s *Service) API() awsserver.Service {
-	ops := map[string]func(groupKey, input) (any, error){
+	ops := map[string]func(*awsserver.Request, groupKey, input) (any, error){
 		"CreateLogGroup": s.createGroup, "DeleteLogGroup": s.deleteGroup, "DescribeLogGroups": s.describeGroups,
 		"PutRetentionPolicy": s.putRetention, "CreateLogStream": s.createStream, "DeleteLogStream": s.deleteStream,
 		"DescribeLogStreams": s.describeStreams, "PutLogEvents": s.putEvents, "FilterLogEvents": s.filterEvents, "GetLogEvents": s.getEvents,
@@ -64,7 +63,7 @@ func (s *Service) API() awsserver.Service {
 			}
 			s.mu.Lock()
 			defer s.mu.Unlock()
-			return op(k, in)
+			return op(r, k, in)
 		}
 	}
 	return svc
@@ -81,7 +80,7 @@ func (in input) group() string {
 	return in.LogGroupIdentifier
 }
 
-func (s *Service) createGroup(k groupKey, _ input) (any, error) {
+func (s *Service) createGroup(_ *awsserver.Request, k groupKey, _ input) (any, error) {
 	if k.name == "" || len(k.name) > 512 {
 		return nil, awsserver.Errorf("InvalidParameterException", "1 validation error detected: Value at 'logGroupName' failed to satisfy constraint: Member must have length between 1 and 512")
 	}
@@ -113,7 +112,7 @@ func (s *Service) findStream(k groupKey, name string) (*stream, error) {
 	return nil, awsserver.Errorf("ResourceNotFoundException", "The specified log stream does not exist.")
 }
 
-func (s *Service) deleteGroup(k groupKey, _ input) (any, error) {
+func (s *Service) deleteGroup(_ *awsserver.Request, k groupKey, _ input) (any, error) {
 	if _, err := s.find(k); err != nil {
 		return nil, err
 	}
@@ -121,7 +120,7 @@ func (s *Service) deleteGroup(k groupKey, _ input) (any, error) {
 	return nil, nil //nolint:nilnil // an empty answer
 }
 
-func (s *Service) putRetention(k groupKey, in input) (any, error) {
+func (s *Service) putRetention(_ *awsserver.Request, k groupKey, in input) (any, error) {
 	g, err := s.find(k)
 	if err != nil {
 		return nil, err
@@ -130,7 +129,7 @@ func (s *Service) putRetention(k groupKey, in input) (any, error) {
 	return nil, nil //nolint:nilnil // an empty answer
 }
 
-func (s *Service) describeGroups(k groupKey, in input) (any, error) {
+func (s *Service) describeGroups(r *awsserver.Request, k groupKey, in input) (any, error) {
 	var names []string
 	for other := range s.groups {
 		if other.account == k.account && other.region == k.region && strings.HasPrefix(other.name, in.LogGroupNamePrefix) {
@@ -138,7 +137,7 @@ func (s *Service) describeGroups(k groupKey, in input) (any, error) {
 		}
 	}
 	slices.Sort(names)
-	names, next, err := cut(names, in, 50)
+	names, next, err := cut(r, names, in, 50)
 	if err != nil {
 		return nil, err
 	}
@@ -156,7 +155,7 @@ func (s *Service) describeGroups(k groupKey, in input) (any, error) {
 	return answer(doc{"logGroups": out}, next), nil
 }
 
-func (s *Service) createStream(k groupKey, in input) (any, error) {
+func (s *Service) createStream(_ *awsserver.Request, k groupKey, in input) (any, error) {
 	g, err := s.find(k)
 	if err != nil {
 		return nil, err
@@ -171,7 +170,7 @@ func (s *Service) createStream(k groupKey, in input) (any, error) {
 	return nil, nil //nolint:nilnil // an empty answer
 }
 
-func (s *Service) deleteStream(k groupKey, in input) (any, error) {
+func (s *Service) deleteStream(_ *awsserver.Request, k groupKey, in input) (any, error) {
 	if _, err := s.findStream(k, in.LogStreamName); err != nil {
 		return nil, err
 	}
@@ -179,7 +178,7 @@ func (s *Service) deleteStream(k groupKey, in input) (any, error) {
 	return nil, nil //nolint:nilnil // an empty answer
 }
 
-func (s *Service) describeStreams(k groupKey, in input) (any, error) {
+func (s *Service) describeStreams(r *awsserver.Request, k groupKey, in input) (any, error) {
 	g, err := s.find(k)
 	if err != nil {
 		return nil, err
@@ -200,7 +199,7 @@ func (s *Service) describeStreams(k groupKey, in input) (any, error) {
 		}
 		return c
 	})
-	list, next, err := cut(list, in, 50)
+	list, next, err := cut(r, list, in, 50)
 	if err != nil {
 		return nil, err
 	}
@@ -216,7 +215,7 @@ func (s *Service) describeStreams(k groupKey, in input) (any, error) {
 	return answer(doc{"logStreams": out}, next), nil
 }
 
-func (s *Service) putEvents(k groupKey, in input) (any, error) {
+func (s *Service) putEvents(_ *awsserver.Request, k groupKey, in input) (any, error) {
 	st, err := s.findStream(k, in.LogStreamName)
 	if err != nil {
 		return nil, err
@@ -236,7 +235,7 @@ type found struct {
 	stream string
 }
 
-func (s *Service) filterEvents(k groupKey, in input) (any, error) {
+func (s *Service) filterEvents(r *awsserver.Request, k groupKey, in input) (any, error) {
 	g, err := s.find(k)
 	if err != nil {
 		return nil, err
@@ -262,7 +261,7 @@ func (s *Service) filterEvents(k groupKey, in input) (any, error) {
 		}
 		return int(a.id) - int(b.id)
 	})
-	all, next, err := cut(all, in, 10000)
+	all, next, err := cut(r, all, in, 10000)
 	if err != nil {
 		return nil, err
 	}
@@ -281,14 +280,14 @@ func (in input) inTime(e event) bool {
 
 // getEvents reads one stream forwards or backwards; the tokens name the event after or before which to go on, and
 // asking at the end returns the same token, as at AWS.
-func (s *Service) getEvents(k groupKey, in input) (any, error) {
+func (s *Service) getEvents(_ *awsserver.Request, k groupKey, in input) (any, error) {
 	st, err := s.findStream(k, in.LogStreamName)
 	if err != nil {
 		return nil, err
 	}
-	limit := in.Limit
-	if limit <= 0 || limit > 10000 {
-		limit = 10000
+	limit := 10000
+	if in.Limit != nil {
+		limit = min(max(*in.Limit, 1), limit)
 	}
 	var all []event
 	for _, e := range st.events {
@@ -330,25 +329,28 @@ func (s *Service) getEvents(k groupKey, in input) (any, error) {
 }
 
 // cut pages a list by an offset in the token.
-func cut[T any](list []T, in input, most int) (page []T, next string, err error) {
-	limit := in.Limit
-	if limit <= 0 || limit > most {
-		limit = most
+func cut[T any](r *awsserver.Request, list []T, in input, most int) (page []T, next string, err error) {
+	limit := most
+	if in.Limit != nil {
+		limit = *in.Limit
+	}
+	if limit < 1 || limit > most {
+		return nil, "", awsserver.Errorf("InvalidParameterException", "1 validation error detected: Value '%d' at 'limit' failed to satisfy constraint: "+
+			"Member must have value between 1 and %d", limit, most)
 	}
 	from := 0
-	if in.NextToken != "" {
-		raw, derr := base64.RawURLEncoding.DecodeString(in.NextToken)
-		if derr == nil {
-			from, derr = strconv.Atoi(string(raw))
-		}
-		if derr != nil || from < 0 {
-			return nil, "", awsserver.Errorf("InvalidParameterException", "The specified nextToken is invalid.")
-		}
+	after, ok := r.ReadPageToken(in.NextToken)
+	if ok && after != "" {
+		from, err = strconv.Atoi(after)
+		ok = err == nil
+	}
+	if !ok || from < 0 {
+		return nil, "", awsserver.Errorf("InvalidParameterException", "The specified nextToken is invalid.")
 	}
 	from = min(from, len(list))
 	to := min(from+limit, len(list))
 	if to < len(list) {
-		next = base64.RawURLEncoding.EncodeToString([]byte(strconv.Itoa(to)))
+		next = r.PageToken(strconv.Itoa(to))
 	}
 	return list[from:to], next, nil
 }

@@ -2,7 +2,6 @@ package sqs
 
 import (
 	"context"
-	"encoding/base64"
 	"maps"
 	"net/url"
 	"regexp"
@@ -191,15 +190,15 @@ func (s *Service) listQueues(_ context.Context, r *awsserver.Request) (any, erro
 	if in.MaxResults < 0 || in.MaxResults > maxList {
 		return nil, invalid("Value for parameter MaxResults is invalid. Reason: Must be an integer from 1 to 1000")
 	}
-	after, err := base64.RawURLEncoding.DecodeString(in.NextToken)
-	if err != nil {
+	after, ok := r.ReadPageToken(in.NextToken)
+	if !ok {
 		return nil, invalid("Invalid or expired next token.")
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var names []string
 	for k := range s.queues {
-		if k.account == r.Caller.AccountID && k.region == r.Region && strings.HasPrefix(k.name, in.QueueNamePrefix) && k.name > string(after) {
+		if k.account == r.Caller.AccountID && k.region == r.Region && strings.HasPrefix(k.name, in.QueueNamePrefix) && k.name > after {
 			names = append(names, k.name)
 		}
 	}
@@ -207,7 +206,7 @@ func (s *Service) listQueues(_ context.Context, r *awsserver.Request) (any, erro
 	out := doc{}
 	if limit := in.MaxResults; limit > 0 && len(names) > limit {
 		names = names[:limit]
-		out["NextToken"] = base64.RawURLEncoding.EncodeToString([]byte(names[limit-1]))
+		out["NextToken"] = r.PageToken(names[limit-1])
 	}
 	urls := []string{}
 	for _, n := range names[:min(len(names), maxList)] {

@@ -36,10 +36,21 @@ func APIs() []awsserver.Service {
 // empty is a list without members.
 type empty struct{}
 
+// firstPage refuses a token or marker, of which the lab never gave one: its lists are empty.
+func firstPage(r *awsserver.Request) error {
+	if token := r.Form.Get("NextToken") + r.Form.Get("Marker"); token != "" {
+		return awsserver.Errorf("ValidationError", "The token '%s' is invalid", token)
+	}
+	return nil
+}
+
 // allowed answers the same to everyone who may ask. Deleting what is not there succeeds, as at AWS.
 func allowed(action string, out any) awsserver.Operation {
 	return func(_ context.Context, r *awsserver.Request) (any, error) {
-		return out, r.Authorize(action, "*", nil)
+		if err := r.Authorize(action, "*", nil); err != nil {
+			return nil, err
+		}
+		return out, firstPage(r)
 	}
 }
 
@@ -50,7 +61,7 @@ func describeStacks(_ context.Context, r *awsserver.Request) (any, error) {
 	if name := r.Form.Get("StackName"); name != "" {
 		return nil, awsserver.Errorf("ValidationError", "Stack with id %s does not exist", name)
 	}
-	return struct{ Stacks empty }{}, nil
+	return struct{ Stacks empty }{}, firstPage(r)
 }
 
 func noStack(action string) awsserver.Operation {
@@ -71,6 +82,6 @@ func loadBalancers(member, message string, none any) awsserver.Operation {
 		if names := r.Form.Strings(member + ".member"); len(names) > 0 {
 			return nil, awsserver.Errorf("LoadBalancerNotFound", message, names[0])
 		}
-		return none, nil
+		return none, firstPage(r)
 	}
 }

@@ -1,5 +1,5 @@
-// Package sts is the lab's Security Token Service: who am I, and sessions of roles. The decisions are package iam's;
-// this package only speaks the protocol.
+// Package sts is the lab's Security Token Service: who am I, sessions of roles, and web identity tokens with the issuers
+// that publish their keys. The decisions are package iam's; this package speaks the protocol and signs.
 package sts
 
 import (
@@ -14,25 +14,41 @@ import (
 
 // Config is what the service needs.
 type Config struct {
-	IAM *iam.Service // required
+	IAM *iam.Service     // required
+	Now func() time.Time // nil means time.Now
 }
 
-// New returns STS for registration with the front.
-func New(cfg Config) (awsserver.Service, error) {
+// STS is the service.
+type STS struct{ s *service }
+
+// New returns STS.
+func New(cfg Config) (*STS, error) {
 	if cfg.IAM == nil {
-		return awsserver.Service{}, errors.New("sts: Config.IAM is required")
+		return nil, errors.New("sts: Config.IAM is required")
 	}
-	s := &service{iam: cfg.IAM}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	return &STS{&service{iam: cfg.IAM, now: cfg.Now}}, nil
+}
+
+// API returns STS for registration with the front.
+func (s *STS) API() awsserver.Service {
 	return awsserver.Service{
 		Name: "sts", Protocol: awsserver.Query, Version: "2011-06-15", Namespace: "https://sts.amazonaws.com/doc/2011-06-15/",
 		Operations: map[string]awsserver.Operation{
-			"GetCallerIdentity": s.getCallerIdentity,
-			"AssumeRole":        s.assumeRole,
+			"GetCallerIdentity":   s.s.getCallerIdentity,
+			"AssumeRole":          s.s.assumeRole,
+			"GetWebIdentityToken": s.s.getWebIdentityToken,
 		},
-	}, nil
+	}
 }
 
-type service struct{ iam *iam.Service }
+type service struct {
+	iam     *iam.Service
+	now     func() time.Time
+	issuers issuers
+}
 
 type callerIdentity struct {
 	Account string `xml:"Account" json:"Account"`

@@ -1,4 +1,6 @@
-package xds
+// Package local reads a mesh from a file instead of from istiod: from ztunnel's local configuration, and from a proxy's
+// config_dump.
+package local
 
 import (
 	"encoding/json"
@@ -12,21 +14,47 @@ import (
 	"github.com/isthmus-mesh/isthmus/internal/mesh"
 )
 
-// maxLocal limits the size of a local configuration.
-const maxLocal = 64 << 20
+// MaxBytes limits the size of a local configuration.
+const MaxBytes = 64 << 20
 
-// ParseLocal reads a mesh from YAML in the form of ztunnel's local configuration (LOCAL_XDS and LOCAL_XDS_PATH), with
+// Defaults for what is left out; they are istiod's.
+const (
+	defaultServiceAccount = "default"
+	defaultClusterID      = "Kubernetes"
+)
+
+func orDefault(s, d string) string {
+	if s == "" {
+		return d
+	}
+	return s
+}
+
+// Parse reads a mesh from YAML in the form of ztunnel's local configuration (LOCAL_XDS and LOCAL_XDS_PATH), with
 // which a proxy runs without istiod. The keys are those of config_dump; an unknown key is an error. Where ztunnel
 // demands a trust domain, cluster.local is taken if there is none.
-func ParseLocal(text []byte) (mesh.Update, error) {
-	if len(text) > maxLocal {
-		return mesh.Update{}, fmt.Errorf("read the local configuration: %d bytes, more than %d", len(text), maxLocal)
+func Parse(text []byte) (mesh.Update, error) {
+	if len(text) > MaxBytes {
+		return mesh.Update{}, fmt.Errorf("read the local configuration: %d bytes, more than %d", len(text), MaxBytes)
 	}
 	var file localFile
 	if err := yaml.UnmarshalStrict(text, &file); err != nil {
 		return mesh.Update{}, fmt.Errorf("read the local configuration: %w", err)
 	}
-	var u mesh.Update
+	u, err := file.mesh()
+	if err != nil {
+		return mesh.Update{}, fmt.Errorf("read the local configuration: %w", err)
+	}
+	return u, nil
+}
+
+type localFile struct {
+	Workloads []localWorkload `json:"workloads"`
+	Services  []localService  `json:"services"`
+	Policies  []localPolicy   `json:"policies"`
+}
+
+func (file *localFile) mesh() (u mesh.Update, _ error) {
 	var errs []error
 	for i := range file.Workloads {
 		w, err := file.Workloads[i].mesh()
@@ -52,16 +80,7 @@ func ParseLocal(text []byte) (mesh.Update, error) {
 		}
 		u.Policies = append(u.Policies, p)
 	}
-	if err := errors.Join(errs...); err != nil {
-		return mesh.Update{}, fmt.Errorf("read the local configuration: %w", err)
-	}
-	return u, nil
-}
-
-type localFile struct {
-	Workloads []localWorkload `json:"workloads"`
-	Services  []localService  `json:"services"`
-	Policies  []localPolicy   `json:"policies"`
+	return u, errors.Join(errs...)
 }
 
 type localWorkload struct {

@@ -1,4 +1,4 @@
-package xds_test
+package local_test
 
 import (
 	"net/netip"
@@ -9,7 +9,7 @@ import (
 
 	"github.com/isthmus-mesh/isthmus/internal/mesh"
 	"github.com/isthmus-mesh/isthmus/internal/state"
-	"github.com/isthmus-mesh/isthmus/internal/xds"
+	"github.com/isthmus-mesh/isthmus/internal/xds/local"
 )
 
 const localYAML = `
@@ -57,10 +57,10 @@ policies:
         serviceAccounts: [{namespace: a, serviceAccount: b}]
 `
 
-func TestParseLocal(t *testing.T) {
-	got, err := xds.ParseLocal([]byte(localYAML))
+func TestParse(t *testing.T) {
+	got, err := local.Parse([]byte(localYAML))
 	if err != nil {
-		t.Fatalf("ParseLocal() = %v", err)
+		t.Fatalf("Parse() = %v", err)
 	}
 	want := mesh.Update{
 		Workloads: []*mesh.Workload{{
@@ -93,8 +93,8 @@ func TestParseLocal(t *testing.T) {
 			}},
 		}},
 	}
-	if diff := cmp.Diff(want, got, compareOpts); diff != "" {
-		t.Errorf("ParseLocal (-want +got):\n%s", diff)
+	if diff := cmp.Diff(want, got, cmp.Comparer(func(a, b netip.Addr) bool { return a == b }), cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })); diff != "" {
+		t.Errorf("Parse (-want +got):\n%s", diff)
 	}
 	store := state.NewStore()
 	store.Apply(got)
@@ -103,7 +103,7 @@ func TestParseLocal(t *testing.T) {
 	}
 }
 
-func TestParseLocalRefuses(t *testing.T) {
+func TestParseRefuses(t *testing.T) {
 	tests := []struct{ text, want string }{
 		{"workload: []", `unknown field "workload"`},
 		{"workloads: [{uid: a, nam: b}]", `unknown field "nam"`},
@@ -126,23 +126,55 @@ func TestParseLocalRefuses(t *testing.T) {
 		{":", "read the local configuration"},
 	}
 	for _, tt := range tests {
-		if _, err := xds.ParseLocal([]byte(tt.text)); err == nil || !strings.Contains(err.Error(), tt.want) {
-			t.Errorf("ParseLocal(%s) = %v, want an error with %q", tt.text, err, tt.want)
+		if _, err := local.Parse([]byte(tt.text)); err == nil || !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("Parse(%s) = %v, want an error with %q", tt.text, err, tt.want)
 		}
 	}
-	if got, err := xds.ParseLocal(nil); err != nil || !cmp.Equal(got, mesh.Update{}) {
-		t.Errorf("ParseLocal of nothing = %+v, %v", got, err)
+	if got, err := local.Parse(nil); err != nil || !cmp.Equal(got, mesh.Update{}) {
+		t.Errorf("Parse of nothing = %+v, %v", got, err)
 	}
 }
 
-func FuzzParseLocal(f *testing.F) {
+func FuzzParse(f *testing.F) {
 	f.Add([]byte(localYAML))
 	f.Add([]byte("workloads: [{uid: a}]"))
 	f.Fuzz(func(t *testing.T, text []byte) {
-		u, err := xds.ParseLocal(text)
+		u, err := local.Parse(text)
 		if err != nil {
 			return
 		}
 		state.NewStore().Apply(u) // must not trip over anything that parses
 	})
+}
+
+// A dump of ours and one with Istio's habits: maps instead of lists, members that nobody knows, services by their names.
+func TestParseDump(t *testing.T) {
+	const endpoints = `"endpoints": {"w": {"workloadUid": "w", "port": {"80": 8080}, "status": "Healthy"}, "gone": {"workloadUid": "gone", "port": {}}}`
+	service := `{"name": "echo", "namespace": "ns", "hostname": "echo.ns", "vips": ["eks/240.240.0.1"], "ports": {"80": 0}, "new": 1, ` + endpoints + `}`
+	workload := `{"uid": "w", "name": "w", "namespace": "ns", "workloadIps": ["10.0.0.1"], "protocol": "HBONE", "status": "Healthy", "services": ["ns/echo.ns"], "new": {}}`
+	policy := `{"name": "p", "namespace": "ns", "scope": "Namespace", "action": "Deny", "rules": [[[{"principals": [{"Exact": "x"}], "new": null}]]]}`
+	for name, text := range map[string]string{
+		"lists": `{"workloads": [` + workload + `], "services": [` + service + `], "policies": [` + policy + `], "version": {}, "config": {}}`,
+		"maps":  `{"workloads": {"w": ` + workload + `}, "services": {"a": ` + service + `}, "policies": {"p": ` + policy + `}}`,
+	} {
+		u, err := local.ParseDump(strings.NewReader(text))
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		store := state.NewStore()
+		store.Apply(u)
+		s := store.Snapshot()
+		key := mesh.ServiceKey{Namespace: "ns", Hostname: "echo.ns"}
+		if eps := s.Endpoints(key); len(eps) != 1 || eps[0].Ports[80] != 8080 || s.ServiceAt(mesh.NetworkAddress{Network: "eks", Addr: netip.MustParseAddr("240.240.0.1")}, "") == nil {
+			t.Errorf("%s: endpoints %+v", name, eps)
+		}
+		if ps, _ := s.PoliciesFor(s.Workload("w")); len(ps) != 1 || len(ps[0].Rules) != 1 {
+			t.Errorf("%s: policies %+v", name, ps)
+		}
+	}
+	for _, bad := range []string{"", "[]", `{"workloads": 1}`, `{"policies": [{"name": "p", "scope": "Namespace", "action": "Audit"}]}`, `{"workloads": [{"uid": 1}]}`} {
+		if _, err := local.ParseDump(strings.NewReader(bad)); err == nil {
+			t.Errorf("ParseDump(%s) was accepted", bad)
+		}
+	}
 }

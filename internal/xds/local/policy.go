@@ -1,4 +1,4 @@
-package xds
+package local
 
 import (
 	"encoding/json"

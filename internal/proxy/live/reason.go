@@ -1,4 +1,4 @@
-package proxy
+package live
 
 import (
 	"crypto/tls"
@@ -9,28 +9,34 @@ import (
 	"github.com/isthmus-mesh/isthmus/internal/telemetry"
 )
 
-// deniedError is a refusal by policy.
-type deniedError struct{ reason string }
+// Errors that end connections. Their texts are those operators know from ztunnel.
+var (
+	ErrDrain        = errors.New("connection closed due to connection drain")
+	ErrPolicyChange = errors.New("connection closed due to policy change")
+)
+
+// DeniedError is a refusal by policy.
+type DeniedError struct{ reason string }
 
 // Error returns the text operators know from ztunnel.
-func (e *deniedError) Error() string {
+func (e *DeniedError) Error() string {
 	return "connection closed due to policy rejection: " + e.reason
 }
 
-// identityError says that there is no certificate for the local workload.
-type identityError struct{ err error }
+// IdentityError says that there is no certificate for the local workload.
+type IdentityError struct{ Err error }
 
 // Error returns the text operators know from ztunnel.
-func (e *identityError) Error() string { return "identity error: " + e.err.Error() }
+func (e *IdentityError) Error() string { return "identity error: " + e.Err.Error() }
 
 // Unwrap returns the cause.
-func (e *identityError) Unwrap() error { return e.err }
+func (e *IdentityError) Unwrap() error { return e.Err }
 
-// reasonOf finds the response flag of a connection that ended with err.
-func reasonOf(err error) telemetry.Reason {
+// ReasonOf finds the response flag of a connection that ended with err.
+func ReasonOf(err error) telemetry.Reason {
 	var (
-		denied   *deniedError
-		identity *identityError
+		denied   *DeniedError
+		identity *IdentityError
 		peer     *hbone.IdentityError
 		verify   *tls.CertificateVerificationError
 		alert    tls.AlertError
