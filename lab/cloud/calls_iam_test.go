@@ -2,6 +2,7 @@ package cloud_test
 
 import (
 	"net/url"
+	"strings"
 
 	awsiam "github.com/aws/aws-sdk-go-v2/service/iam"
 	"github.com/aws/aws-sdk-go-v2/service/iam/types"
@@ -49,6 +50,14 @@ func iamCalls() (furnish, read, clear []call) {
 			_, err := c.iam.AttachRolePolicy(c.ctx, &awsiam.AttachRolePolicyInput{RoleName: of(roleName), PolicyArn: c.get("policy")})
 			return err
 		}},
+		{op: "iam.EnableOutboundWebIdentityFederation", do: func(c *caller) error {
+			out, err := c.iam.EnableOutboundWebIdentityFederation(c.ctx, nil)
+			return want(err, func() bool { return c.set("issuer", out.IssuerIdentifier) == nil })
+		}},
+		{op: "sts.GetWebIdentityToken", do: func(c *caller) error {
+			out, err := c.sts.GetWebIdentityToken(c.ctx, &sts.GetWebIdentityTokenInput{Audience: []string{"walk"}, SigningAlgorithm: of("ES384")})
+			return want(err, func() bool { return strings.Count(*out.WebIdentityToken, ".") == 2 })
+		}},
 		{op: "sts.AssumeRole", do: func(c *caller) error {
 			out, err := c.sts.AssumeRole(c.ctx, &sts.AssumeRoleInput{RoleArn: c.get("role"), RoleSessionName: of("walk")})
 			return want(err, func() bool {
@@ -64,6 +73,10 @@ func iamReads() []call {
 		{op: "sts.GetCallerIdentity", do: func(c *caller) error {
 			out, err := c.sts.GetCallerIdentity(c.ctx, nil)
 			return want(err, func() bool { return *out.Account == c.id })
+		}},
+		{op: "iam.GetOutboundWebIdentityFederationInfo", do: func(c *caller) error {
+			out, err := c.iam.GetOutboundWebIdentityFederationInfo(c.ctx, nil)
+			return want(err, func() bool { return *out.IssuerIdentifier == c.ids["issuer"] && out.JwtVendingEnabled })
 		}},
 		{op: "iam.GetRole", do: func(c *caller) error {
 			out, err := c.iam.GetRole(c.ctx, &awsiam.GetRoleInput{RoleName: of(roleName)})
@@ -117,6 +130,10 @@ func iamReads() []call {
 
 func iamClear() []call {
 	return []call{
+		{op: "iam.DisableOutboundWebIdentityFederation", do: func(c *caller) error {
+			_, err := c.iam.DisableOutboundWebIdentityFederation(c.ctx, nil)
+			return err
+		}},
 		{op: "iam.DetachRolePolicy", do: func(c *caller) error {
 			_, err := c.iam.DetachRolePolicy(c.ctx, &awsiam.DetachRolePolicyInput{RoleName: of(roleName), PolicyArn: c.get("policy")})
 			return err
