@@ -1,14 +1,12 @@
 package controller
 
 import (
-	"bytes"
 	"context"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -81,7 +79,7 @@ func TestWithItsOwnRights(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	var log lockedBuffer
+	var log meshtest.Buffer
 	a := newAccount(accountA, "ecs-demo-1")
 	first := a.RunTask(a.cluster, "echo", a.definition)
 	ctl, err := New(Config{
@@ -250,22 +248,4 @@ func TestWithItsOwnRights(t *testing.T) {
 	t.Run("broker has a certificate", func(t *testing.T) {
 		wait("ready", func() bool { _, ok := ctl.health.snapshot(); return ok })
 	})
-}
-
-// lockedBuffer is a log that is read while it is written.
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer // guarded by mu
-}
-
-func (l *lockedBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lockedBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
 }

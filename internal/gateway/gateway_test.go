@@ -10,7 +10,6 @@ import (
 	"log/slog"
 	"net"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -120,9 +119,9 @@ func TestParseServices(t *testing.T) {
 }
 
 // startGateway runs a gateway with TLS routes and returns its address and log.
-func startGateway(t *testing.T, routes map[string]string) (string, *lockedBuffer) {
+func startGateway(t *testing.T, routes map[string]string) (string, *meshtest.Buffer) {
 	t.Helper()
-	log := &lockedBuffer{}
+	log := &meshtest.Buffer{}
 	levels, err := telemetry.NewLevels("info")
 	if err != nil {
 		t.Fatal(err)
@@ -256,21 +255,4 @@ func TestNewNamesWhatIsMissing(t *testing.T) {
 	if _, err := New(Config{}); err == nil || !strings.Contains(err.Error(), "Config.Log") {
 		t.Errorf("New() = %v", err)
 	}
-}
-
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (b *lockedBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.Write(p)
-}
-
-func (b *lockedBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.String()
 }

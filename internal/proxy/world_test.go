@@ -1,7 +1,6 @@
 package proxy
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -47,7 +46,7 @@ func TestMain(m *testing.M) {
 // side is one proxy with what it reported.
 type side struct {
 	proxy  *Proxy
-	log    *lockedBuffer
+	log    *meshtest.Buffer
 	reg    *prometheus.Registry
 	met    *telemetry.Metrics
 	cancel context.CancelCauseFunc
@@ -64,7 +63,7 @@ type world struct {
 	echo   *workloadOf
 	// dst is where the next captured connection was going.
 	dst  atomic.Pointer[netip.AddrPort]
-	wire *lockedBuffer // everything between the two proxies
+	wire *meshtest.Buffer // everything between the two proxies
 	app  *httptest.Server
 }
 
@@ -90,7 +89,7 @@ func echoService() *mesh.Service {
 
 func newWorld(t *testing.T, change ...func(client, server *Config)) *world {
 	t.Helper()
-	w := &world{t: t, store: state.NewStore(), ca: meshtest.NewCA(t), wire: &lockedBuffer{}}
+	w := &world{t: t, store: state.NewStore(), ca: meshtest.NewCA(t), wire: &meshtest.Buffer{}}
 	w.store.Apply(mesh.Update{Workloads: []*mesh.Workload{clientWorkload(), serverWorkload()}, Services: []*mesh.Service{echoService()}})
 	w.dst.Store(ptr(netip.AddrPortFrom(vip, 80)))
 	cc, sc := w.config("shell-1", "default", "shell"), w.config("echo-1", "ecs-demo-1", "echo")
@@ -152,7 +151,7 @@ func (w *world) config(name, ns, sa string) Config {
 // start runs a proxy on its real ports at ip.
 func (w *world) start(cfg Config, ip netip.Addr) *side {
 	w.t.Helper()
-	s := &side{log: &lockedBuffer{}, reg: prometheus.NewRegistry(), done: make(chan struct{})}
+	s := &side{log: &meshtest.Buffer{}, reg: prometheus.NewRegistry(), done: make(chan struct{})}
 	levels, err := telemetry.NewLevels("debug")
 	if err != nil {
 		w.t.Fatal(err)
@@ -301,27 +300,10 @@ func denyAll() *mesh.Policy {
 	return &mesh.Policy{Key: mesh.PolicyKey{Namespace: "ecs-demo-1", Name: "deny-all"}, Scope: mesh.ScopeNamespace, Action: mesh.Allow}
 }
 
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (b *lockedBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.Write(p)
-}
-
-func (b *lockedBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.String()
-}
-
 // tapped records what passes.
 type tapped struct {
 	net.Conn
-	to *lockedBuffer
+	to *meshtest.Buffer
 }
 
 func (c *tapped) Read(p []byte) (int, error) {

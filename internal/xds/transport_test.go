@@ -60,7 +60,7 @@ func TestUnknownType(t *testing.T) {
 	const strange = "type.googleapis.com/istio.workload.Strange"
 	istiod := meshtest.NewIstiod(t, nil)
 	istiod.Set(newWorkload("a", "10.0.128.1"))
-	log := &lockedBuffer{}
+	log := &meshtest.Buffer{}
 	c, store := start(t, istiod, func(cfg *xds.Config) { cfg.Log = slog.New(slog.NewTextHandler(log, nil)) })
 	meshtest.Closes(t, "synced", c.Synced())
 	istiod.Push(&pb.DeltaDiscoveryResponse{TypeUrl: strange, RemovedResources: []string{"a"},
@@ -183,23 +183,6 @@ func silent(c *tls.Conn, pinged func()) {
 			pinged()
 		}
 	}
-}
-
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (b *lockedBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.Write(p)
-}
-
-func (b *lockedBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.String()
 }
 
 // The reasons of a refusal are for people: a few of them are sent.

@@ -166,7 +166,7 @@ func TestMaliciousCallsToRedirectedTask(t *testing.T) {
 	link(t, task, peer, taskIP, peerIP)
 	serveIn(t, task, "10.3.0.1:8080", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "hello") })
 	text := fmt.Sprintf(`{workloads: [{uid: shell-1, name: shell-1, namespace: default, serviceAccount: shell, network: eks, workloadIps: [%s], protocol: TCP}]}`, taskIP)
-	proxyIn(t, task, &lockedBuffer{}, "ISTHMUS_REDIRECT=true", "UNSTABLE_ENABLE_SOCKS5=true", "PROXY_WORKLOAD_INFO=default/shell-1/shell", "NETWORK=eks",
+	proxyIn(t, task, &meshtest.Buffer{}, "ISTHMUS_REDIRECT=true", "UNSTABLE_ENABLE_SOCKS5=true", "PROXY_WORKLOAD_INFO=default/shell-1/shell", "NETWORK=eks",
 		"INSTANCE_IP="+taskIP.String(), "XDS_ADDRESS=", "CA_ADDRESS=", "LOCAL_XDS="+text)
 	meshtest.Eventually(t, "the proxy is ready", func() bool {
 		_, _, code := curlIn(t, task, "-f", fmt.Sprintf("http://127.0.0.1:%d/healthz/ready", mesh.ReadinessPort))

@@ -19,7 +19,7 @@ import (
 )
 
 // startAlone starts a proxy of one workload in a process and a network namespace of its own, without a control plane.
-func startAlone(t *testing.T, out *lockedBuffer, env ...string) (*inpod.Netns, *child) {
+func startAlone(t *testing.T, out *meshtest.Buffer, env ...string) (*inpod.Netns, *child) {
 	t.Helper()
 	ns, peer := newPod(t), newPod(t)
 	ip := netip.MustParseAddr("10.3.0.1")
@@ -36,7 +36,7 @@ func startAlone(t *testing.T, out *lockedBuffer, env ...string) (*inpod.Netns, *
 
 // A process that was given few open files takes as many as it may.
 func TestDescriptorLimit(t *testing.T) {
-	out := &lockedBuffer{}
+	out := &meshtest.Buffer{}
 	ns, proxy := startAlone(t, out)
 	var own unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &own); err != nil {
@@ -70,7 +70,7 @@ func TestDescriptorLimit(t *testing.T) {
 func TestSecondSignal(t *testing.T) {
 	for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT} {
 		t.Run(sig.String(), func(t *testing.T) {
-			out := &lockedBuffer{}
+			out := &meshtest.Buffer{}
 			ns, proxy := startAlone(t, out, "CONNECTION_TERMINATION_DEADLINE=10m")
 			l, err := ns.Listen(t.Context(), &net.ListenConfig{}, "tcp4", "127.0.0.1:0")
 			if err != nil {

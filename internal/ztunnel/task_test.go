@@ -57,7 +57,7 @@ func (c *child) stop() error {
 }
 
 // proxyIn starts a proxy in a network namespace.
-func proxyIn(t *testing.T, ns *inpod.Netns, out *lockedBuffer, env ...string) *child {
+func proxyIn(t *testing.T, ns *inpod.Netns, out *meshtest.Buffer, env ...string) *child {
 	t.Helper()
 	cmd := exec.Command("/proc/self/exe")
 	cmd.Env = append([]string{actAsProxy + "=1", "PROXY_MODE=dedicated", "CONNECTION_TERMINATION_DEADLINE=1s"}, env...)
@@ -113,7 +113,7 @@ func TestRedirectOwnNamespace(t *testing.T) {
 {uid: shell-1, name: shell-1, namespace: default, serviceAccount: shell, network: eks, workloadIps: [%s], protocol: TCP},
 {uid: echo-1, name: echo-1, namespace: ecs-demo-1, serviceAccount: echo, network: eks, workloadIps: [%s], protocol: TCP, services: {ecs-demo-1/%s: {80: 8080}}}],
 services: [{name: echo, namespace: ecs-demo-1, hostname: %s, vips: [eks/%s], ports: {80: 8080}}]}`, taskIP, peerIP, echoHost, echoHost, vip)
-	out := &lockedBuffer{}
+	out := &meshtest.Buffer{}
 	proxy := proxyIn(t, task, out, "ISTHMUS_REDIRECT=true", "PROXY_WORKLOAD_INFO=default/shell-1/shell", "NETWORK=eks", "INSTANCE_IP="+taskIP.String(),
 		"XDS_ADDRESS=", "CA_ADDRESS=", "LOCAL_XDS="+text)
 	meshtest.Eventually(t, "the proxy is ready", func() bool {

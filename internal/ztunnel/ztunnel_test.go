@@ -15,7 +15,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -44,7 +43,7 @@ func TestMain(m *testing.M) {
 // running is a proxy with what it logged.
 type running struct {
 	ip   netip.Addr
-	out  *lockedBuffer
+	out  *meshtest.Buffer
 	stop context.CancelCauseFunc
 	done chan error
 }
@@ -78,7 +77,7 @@ func startWith(t *testing.T, ip netip.Addr, istiod *meshtest.Istiod, change func
 			DNS: at(mesh.DNSPort), Admin: at(mesh.AdminPort), Metrics: at(mesh.MetricsPort), Readiness: at(mesh.ReadinessPort)}
 	}
 	change(&cfg)
-	r := &running{ip: ip, out: &lockedBuffer{}, done: make(chan error, 1)}
+	r := &running{ip: ip, out: &meshtest.Buffer{}, done: make(chan error, 1)}
 	ctx, stop := context.WithCancelCause(context.Background())
 	r.stop = stop
 	go func() { r.done <- Run(ctx, cfg, r.out) }()
@@ -247,21 +246,4 @@ func TestHealthAndVersion(t *testing.T) {
 	if code := Main(nil, []string{"PROXY_MODE=x", "INSTANCE_IP=y"}, &out, &errOut); code != 1 || !strings.Contains(errOut.String(), "PROXY_MODE") || !strings.Contains(errOut.String(), "INSTANCE_IP") {
 		t.Errorf("bad configuration = %d, %q; want both problems", code, errOut.String())
 	}
-}
-
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (b *lockedBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.Write(p)
-}
-
-func (b *lockedBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.String()
 }

@@ -10,7 +10,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -145,7 +144,7 @@ func TestTooLarge(t *testing.T) {
 	if err := os.WriteFile(path, ca.Revoke(t, cert), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	log := &lockedBuffer{}
+	log := &meshtest.Buffer{}
 	l, err := New(Config{Path: path, Interval: time.Millisecond, Log: slog.New(slog.NewTextHandler(log, nil))})
 	if err != nil {
 		t.Fatal(err)
@@ -167,21 +166,4 @@ func TestTooLarge(t *testing.T) {
 	if _, err := New(Config{Path: "/dev/zero", Log: meshtest.Discard()}); err == nil || !strings.Contains(err.Error(), "more than 67108864 bytes") {
 		t.Errorf("New() of an endless file = %v", err)
 	}
-}
-
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (b *lockedBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.Write(p)
-}
-
-func (b *lockedBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.String()
 }

@@ -32,7 +32,8 @@ type APIServer struct {
 	url   string
 }
 
-const adminToken = "test-admin-token"
+// AdminToken is the bearer token of the administrator.
+const AdminToken = "test-admin-token"
 
 // StartAPIServer starts an API server for the test, or skips the test where there is no binary to start.
 func StartAPIServer(t testing.TB) *APIServer {
@@ -55,7 +56,7 @@ func StartAPIServer(t testing.TB) *APIServer {
 		"--endpoint-reconciler-type=none", "--cert-dir="+filepath.Join(a.dir, "certs"), "--service-account-issuer="+issuer, "--api-audiences="+issuer,
 		"--service-account-key-file="+a.file("sa.key"), "--service-account-signing-key-file="+a.file("sa.key"), "--token-auth-file="+a.file("tokens.csv"),
 		"--authorization-mode=RBAC", "--anonymous-auth=false", "--service-cluster-ip-range=10.96.0.0/16", "--profiling=false")
-	a.Admin = a.Client(t, adminToken)
+	a.Admin = a.Client(t, AdminToken)
 	a.waitReady(t)
 	return a
 }
@@ -104,7 +105,7 @@ func (a *APIServer) Apply(t testing.TB, yaml string) {
 // Kubectl runs kubectl as the administrator and returns what it printed.
 func (a *APIServer) Kubectl(t testing.TB, args ...string) (string, error) {
 	t.Helper()
-	cmd := exec.CommandContext(t.Context(), os.Getenv(BinaryVariable), append([]string{"kubectl", "--kubeconfig=" + a.Kubeconfig(t, adminToken), "--cache-dir=" + t.TempDir()}, args...)...) //nolint:gosec // the binary under test
+	cmd := exec.CommandContext(t.Context(), os.Getenv(BinaryVariable), append([]string{"kubectl", "--kubeconfig=" + a.Kubeconfig(t, AdminToken), "--cache-dir=" + t.TempDir()}, args...)...) //nolint:gosec // the binary under test
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	out, err := cmd.CombinedOutput()
 	return string(out), err
@@ -119,7 +120,7 @@ func (a *APIServer) keys(t testing.TB) {
 		t.Fatal(err)
 	}
 	text := pem.EncodeToMemory(&pem.Block{Type: "RSA PRIVATE KEY", Bytes: x509.MarshalPKCS1PrivateKey(key)})
-	for name, content := range map[string][]byte{"sa.key": text, "tokens.csv": []byte(adminToken + ",admin,admin,system:masters\n")} {
+	for name, content := range map[string][]byte{"sa.key": text, "tokens.csv": []byte(AdminToken + ",admin,admin,system:masters\n")} {
 		if err := os.WriteFile(a.file(name), content, 0o600); err != nil {
 			t.Fatal(err)
 		}
