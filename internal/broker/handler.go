@@ -252,12 +252,9 @@ func (b *Broker) verify(ctx context.Context, proof iamproof.Proof) (iamproof.Cal
 	return caller, nil
 }
 
-// taskID is the form of the session names that ECS gives.
-var taskID = regexp.MustCompile(`^[0-9a-f]{32}$|^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$`)
-
 // find looks the caller's task up.
 func (b *Broker) find(ctx context.Context, caller iamproof.CallerIdentity, region string) (Task, *refusal) {
-	if !taskID.MatchString(caller.SessionName) {
+	if !inventory.IsTaskID(caller.SessionName) {
 		return Task{}, refuse(http.StatusForbidden, diag.CallerNotTaskRole, "session name %q of role %s is not a task id", caller.SessionName, caller.RoleName)
 	}
 	task, err := b.cfg.Directory.FindTask(ctx, caller.Account, region, caller.SessionName)

@@ -3,13 +3,9 @@ package ecs
 import (
 	"context"
 	"fmt"
-	"regexp"
 
 	"github.com/isthmus-mesh/isthmus/internal/ecs/inventory"
 )
-
-// taskID matches ids of tasks: 32 hexadecimal digits, and the older form with dashes.
-var taskID = regexp.MustCompile(`^[0-9a-f]{32}$|^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$`)
 
 // Lookup returns the task with the given id, from the latest snapshot, else by asking ECS at once in each opted-in
 // cluster: a task that has just started asks for its identity before a sweep can have seen it. Such questions are
@@ -18,7 +14,7 @@ var taskID = regexp.MustCompile(`^[0-9a-f]{32}$|^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0
 // The snapshot answers as long as the last complete look at the task's cluster is not older than Config.LookupMaxAge.
 // When ECS is down for longer, nothing is answered from memory: a task that is remembered as running may have ended.
 func (r *Reflector) Lookup(ctx context.Context, id string) (inventory.TaskView, error) {
-	if !taskID.MatchString(id) {
+	if !inventory.IsTaskID(id) {
 		return inventory.TaskView{}, fmt.Errorf("task id %q: %w", id, ErrTaskNotFound)
 	}
 	snap := r.Snapshot()

@@ -15,7 +15,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/isthmus-mesh/isthmus/internal/capture/inpod"
 	"github.com/isthmus-mesh/isthmus/internal/mesh"
 	"github.com/isthmus-mesh/isthmus/internal/meshtest"
 	"github.com/isthmus-mesh/isthmus/internal/xds/local"
@@ -81,16 +80,7 @@ func TestMetadataIsBounded(t *testing.T) {
 // A node's proxy takes a few connections to itself, for those who scrape it, and resets more.
 func TestSelfIsBounded(t *testing.T) {
 	istiod := newMesh(t)
-	self := workload("ztunnel-1", "istio-system", "ztunnel", gwIP)
-	self.UID, self.Node = "Kubernetes//Pod/istio-system/ztunnel-1", "node-1"
-	istiod.Set(self)
-	socket := filepath.Join(t.TempDir(), "ztunnel.sock")
-	cni, err := inpod.NewServer(inpod.ServerConfig{Path: socket, Log: meshtest.Discard()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	meshtest.Run(t, cni.Run)
-	node := startShared(t, istiod, socket)
+	node := startSelf(t, istiod)
 	meshtest.Eventually(t, "it is ready", node.ready)
 	dial := func() error { // none of them says anything, so that none ends by itself
 		c, err := net.Dial("tcp", netip.AddrPortFrom(gwIP, mesh.HBONEPort).String())

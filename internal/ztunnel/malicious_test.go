@@ -240,16 +240,7 @@ func TestMaliciousCallsBySOCKS(t *testing.T) {
 // A node's proxy can be scraped through HBONE, as its own workload; its admin port cannot be reached that way.
 func TestSharedServesItself(t *testing.T) {
 	istiod := newMesh(t)
-	self := workload("ztunnel-1", "istio-system", "ztunnel", gwIP)
-	self.UID, self.Node = "Kubernetes//Pod/istio-system/ztunnel-1", "node-1"
-	istiod.Set(self)
-	socket := filepath.Join(t.TempDir(), "ztunnel.sock")
-	cni, err := inpod.NewServer(inpod.ServerConfig{Path: socket, Log: meshtest.Discard()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	meshtest.Run(t, cni.Run)
-	node := startShared(t, istiod, socket)
+	node := startSelf(t, istiod)
 	shell := start(t, shellIP, istiod, "PROXY_WORKLOAD_INFO=default/shell-1/shell")
 	meshtest.Eventually(t, "both are ready", func() bool { return node.ready() && shell.ready() })
 	via := fmt.Sprintf("socks5h://%s:%d", shellIP, mesh.SOCKSPort)

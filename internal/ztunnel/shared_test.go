@@ -176,6 +176,21 @@ func startShared(t *testing.T, istiod *meshtest.Istiod, socket string) *running 
 		"SERVICE_ACCOUNT=ztunnel", "INPOD_UDS="+socket, "ISTIO_META_DNS_PROXY_ADDR=127.0.0.1:15053")
 }
 
+// startSelf starts a node's proxy that is a workload of the mesh itself, with a CNI agent that has no pods.
+func startSelf(t *testing.T, istiod *meshtest.Istiod) *running {
+	t.Helper()
+	self := workload("ztunnel-1", "istio-system", "ztunnel", gwIP)
+	self.UID, self.Node = "Kubernetes//Pod/istio-system/ztunnel-1", "node-1"
+	istiod.Set(self)
+	socket := filepath.Join(t.TempDir(), "ztunnel.sock")
+	cni, err := inpod.NewServer(inpod.ServerConfig{Path: socket, Log: meshtest.Discard()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	meshtest.Run(t, cni.Run)
+	return startShared(t, istiod, socket)
+}
+
 // lookupIn asks the pod's DNS proxy as its applications do: by a nameserver that is not there.
 func lookupIn(t *testing.T, ns *inpod.Netns, host string) []netip.Addr {
 	t.Helper()

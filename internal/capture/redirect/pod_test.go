@@ -7,7 +7,6 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
 )
 
 // TestForPod reads the annotations of a pod.
@@ -40,23 +39,6 @@ func behind(t *testing.T, pod *os.File) *os.File {
 		la.Name = "virt0"
 		return netlink.LinkAdd(&netlink.Veth{LinkAttrs: la, PeerName: "eth0", PeerNamespace: netlink.NsFd(vm.Fd())})
 	}))
-	up := func(name string, cidrs ...string) error {
-		link, err := netlink.LinkByName(name)
-		if err != nil {
-			return err
-		}
-		for _, cidr := range cidrs {
-			a, err := netlink.ParseAddr(cidr)
-			if err != nil {
-				return err
-			}
-			a.Flags |= unix.IFA_F_NODAD
-			if err := netlink.AddrAdd(link, a); err != nil {
-				return err
-			}
-		}
-		return netlink.LinkSetUp(link)
-	}
 	must(t, in(pod, func() error { return up("virt0", "10.2.2.1/24", "fd02::1/64") }))
 	must(t, in(vm, func() error {
 		if err := up("eth0", "10.2.2.2/24", "fd02::2/64"); err != nil {

@@ -66,25 +66,30 @@ func newNetwork(t *testing.T) *network {
 
 func configure(addr string) error {
 	for name, cidrs := range map[string][]string{"lo": nil, "eth0": {addr + "/24", "fd01::" + addr[len(addr)-1:] + "/64"}} {
-		link, err := netlink.LinkByName(name)
-		if err != nil {
-			return err
-		}
-		for _, cidr := range cidrs {
-			a, err := netlink.ParseAddr(cidr)
-			if err != nil {
-				return err
-			}
-			a.Flags |= unix.IFA_F_NODAD
-			if err := netlink.AddrAdd(link, a); err != nil {
-				return err
-			}
-		}
-		if err := netlink.LinkSetUp(link); err != nil {
+		if err := up(name, cidrs...); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// up gives an interface of the current namespace its addresses and starts it.
+func up(name string, cidrs ...string) error {
+	link, err := netlink.LinkByName(name)
+	if err != nil {
+		return err
+	}
+	for _, cidr := range cidrs {
+		a, err := netlink.ParseAddr(cidr)
+		if err != nil {
+			return err
+		}
+		a.Flags |= unix.IFA_F_NODAD
+		if err := netlink.AddrAdd(link, a); err != nil {
+			return err
+		}
+	}
+	return netlink.LinkSetUp(link)
 }
 
 func must(t testing.TB, err error) {

@@ -2,6 +2,7 @@ package inventory
 
 import (
 	"fmt"
+	"regexp"
 	"strings"
 )
 
@@ -89,3 +90,10 @@ func roleName(a ARN) (string, bool) {
 	name := LastPart(rest)
 	return name, name != ""
 }
+
+// taskID matches 32 hexadecimal digits, and the older form with dashes.
+var taskID = regexp.MustCompile(`^[0-9a-f]{32}$|^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$`)
+
+// IsTaskID reports whether a text has the form of a task's id, which is also the name of the session that ECS gives to the
+// task's role.
+func IsTaskID(s string) bool { return taskID.MatchString(s) }

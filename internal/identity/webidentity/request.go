@@ -20,6 +20,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/aws"
 	v4 "github.com/aws/aws-sdk-go-v2/aws/signer/v4"
 
+	"github.com/isthmus-mesh/isthmus/internal/ecs/inventory"
 	"github.com/isthmus-mesh/isthmus/internal/identity/iamproof"
 )
 
@@ -64,7 +65,7 @@ func NewClient(cfg ClientConfig) (*Client, error) {
 	switch {
 	case cfg.Credentials == nil:
 		return nil, errors.New("webidentity: ClientConfig.Credentials is required")
-	case !taskPattern.MatchString(cfg.TaskID):
+	case !inventory.IsTaskID(cfg.TaskID):
 		return nil, fmt.Errorf("webidentity: ClientConfig.TaskID: %q is not a task's id", cfg.TaskID)
 	case cfg.Audience == "" || len(cfg.Audience) > maxAudience:
 		return nil, fmt.Errorf("webidentity: ClientConfig.Audience must have 1 to %d characters", maxAudience)

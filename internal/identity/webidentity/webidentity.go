@@ -24,6 +24,7 @@ import (
 	"regexp"
 	"time"
 
+	"github.com/isthmus-mesh/isthmus/internal/ecs/inventory"
 	"github.com/isthmus-mesh/isthmus/internal/identity/iamproof"
 	"github.com/isthmus-mesh/isthmus/internal/strictjson"
 )
@@ -90,14 +91,11 @@ func ParseProof(text []byte) (Proof, error) {
 	if err := strictjson.Strings(text, map[string]*string{"token": &p.Token, "taskId": &p.TaskID, "key": &p.Key}); err != nil {
 		return Proof{}, malformed("%v", err)
 	}
-	if !taskPattern.MatchString(p.TaskID) || iamproof.CheckKey(p.Key) != nil {
+	if !inventory.IsTaskID(p.TaskID) || iamproof.CheckKey(p.Key) != nil {
 		return Proof{}, malformed("task id or key")
 	}
 	return p, nil
 }
-
-// taskPattern is the form of task ids.
-var taskPattern = regexp.MustCompile(`^[0-9a-f]{32}$|^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$`)
 
 // LogValue keeps the token out of logs.
 func (p Proof) LogValue() slog.Value { return slog.GroupValue(slog.String("taskId", p.TaskID)) }
